@@ -1,0 +1,91 @@
+"""Files that appear whole or not at all: write beside the target, then rename (design section 9)."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from momify.errors import MomifyError
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing `path` into a MomifyError that names the file and the reason."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MomifyError(
+            f"cannot write {path}: {reason}; free space or choose another folder, what was there before is intact"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all. Raises MomifyError naming the file."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes it private; a report is for others too
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as indented JSON, whole or not at all. Raises MomifyError naming the file."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `target` that takes its place on success and vanishes on an error."""
+    target = Path(target)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield temporary
+        with disk_errors(target):
+            temporary.chmod(0o755)
+            _replace_folder(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Put `new` where `target` is; a folder cannot be renamed over a full one, so the old one steps aside."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+    os.replace(target, old / "old")
+    try:
+        os.replace(new, target)
+    except BaseException:
+        os.replace(old / "old", target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str:
+    """Hex SHA-256 over the names and contents of `paths`, in sorted order, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        digest.update(path.name.encode() + b"\0")
+        with open(path, "rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
