@@ -1,0 +1,300 @@
+"""What a run is: six blocks of YAML, each checked, with the nearest known name when a key is wrong.
+
+A recipe holds everything that changes numbers; command-line flags say only how a run is shown. No torch here:
+`momify validate` and `--help` must answer at once.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from momify.errors import MomifyError
+
+KNOWN_TASKS = ("ppl",)
+
+
+def check_tasks(tasks: list[str]) -> None:
+    """Raise ValueError for a task that does not exist, naming the nearest that does."""
+    for task in tasks:
+        if task not in KNOWN_TASKS:
+            raise ValueError(f"unknown task '{task}'; known: {', '.join(KNOWN_TASKS)}")
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Names = Annotated[list[str], BeforeValidator(_one_or_many)]
+
+
+class Block(BaseModel):
+    """A part of a recipe: unknown keys are refused, values keep their types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunBlock(Block):
+    """Where the run goes and its seed."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    dir: str | None = None
+    """Run folder; `runs/<name>` when null."""
+
+
+class TrainBlock(Block):
+    """One training: phase 2 (the MoM learns from its source) or, under `source.scratch`, phase 1."""
+
+    steps: Positive = 5000
+    batch_size: Positive = 64
+    """Sequences per optimizer step and process."""
+    micro_batch: Positive | None = None
+    """Sequences per forward pass; null: the whole batch. Must divide batch_size; changes memory, not results."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-3
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Weight = 0.1
+    clip: Weight = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    distill: Weight = 1.0
+    """Weight of the Kullback-Leibler divergence from the source's predictions (phase 2)."""
+    cross_entropy: Weight = 0.0
+    """Weight of the next-token loss (phase 1 uses nothing else)."""
+    balance: Weight = 0.0
+    """Weight of the load-balance loss over routed modules (the paper: 0.01)."""
+    explore: Share = 0.05
+    """Share of tokens per routed half-step that try a second choice, from which the router learns (K = 1)."""
+    gradient_checkpointing: bool = False
+    log_every: Positive = 10
+    eval_every: Positive | None = None
+    """Steps between held-out losses; null: as save_every."""
+    save_every: Positive = 500
+    keep: Positive = 3
+    """Checkpoints kept."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainBlock":
+        if self.batch_size % (self.micro_batch or self.batch_size):
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
+        if not (self.distill or self.cross_entropy):
+            raise ValueError("distill and cross_entropy are both 0: nothing would be learned")
+        return self
+
+
+class Scratch(Block):
+    """A dense GPT-2 trained from random weights: the paper's phase 1."""
+
+    layers: Positive = 12
+    width: Positive = 768
+    heads: Positive = 12
+    context: Positive = 1024
+    vocabulary: Positive = 50257
+    """Entries of the byte-level BPE that is trained on the data; ignored when `tokenizer` is given."""
+    tokenizer: str | None = None
+    """Hub name or folder of an existing tokenizer."""
+    dropout: Share = 0.0
+    train: TrainBlock | None = None
+    """Settings of phase 1; null: the recipe's own train block."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Scratch":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class SourceBlock(Block):
+    """The dense checkpoint: an existing one, or one to be trained."""
+
+    model: str | None = None
+    """Hub name, local folder or builtin:demo."""
+    revision: str | None = None
+    scratch: Scratch | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "SourceBlock":
+        if (self.model is None) == (self.scratch is None):
+            raise ValueError("give either model (hub name, folder, builtin:demo) or scratch (train one), not both")
+        return self
+
+
+class MomBlock(Block):
+    """What the source becomes. The pool decides the weights; steps, K and SKIP decide compute and KV cache."""
+
+    mha: Positive
+    """Attention modules kept in the pool (weights)."""
+    ffn: Positive
+    """Feed-forward modules kept in the pool (weights)."""
+    depth: Positive | None = None
+    """Steps H; null: as many as the source has layers."""
+    modules_per_token: Positive = 1
+    """K, the modules each token uses per half-step (compute)."""
+    mha_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps that may run attention (compute and KV cache); null: one per kept module."""
+    ffn_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps that may run a feed-forward module (compute); null: one per kept module."""
+    reach: Literal["all", "skip", "home"] = "all"
+    """What a running step may choose: every module and SKIP, its home or SKIP, its home only."""
+    init: Literal["home", "random"] = "home"
+    """home: start as the pruned source; random: the paper's start."""
+    importance: Literal["greedy", "leave_one_out"] = "greedy"
+    calibration_blocks: Positive = 16
+    """Blocks of training text on which importance is measured."""
+    skipped_keys: Literal["home", "masked"] = "home"
+    """A token that skips attention: its key and value kept for the others, or masked."""
+
+
+class DataBlock(Block):
+    """Text to train on and text to measure on."""
+
+    train: Names
+    """builtin:demo, a hub dataset, or paths of txt, jsonl or parquet files."""
+    valid: Names | None = None
+    """Held-out text; null: documents of `train`, chosen by a hash."""
+    valid_tokens: Positive = 4_000_000
+    """Largest number of held-out tokens (and at most a tenth of the text)."""
+    block_length: Annotated[int, Field(ge=2)] = 1024
+    column: str = "text"
+    """Column of jsonl, parquet and hub data that holds the text."""
+
+
+class EvalBlock(Block):
+    """What is measured at the end."""
+
+    tasks: Names = ["ppl"]
+    data_dir: str | None = None
+    baseline: bool = True
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    limit: Positive | None = None
+    """Held-out tokens scored; null: all. A limited result is marked as such."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "EvalBlock":
+        check_tasks(self.tasks)
+        return self
+
+
+class Recipe(Block):
+    """One run: its six blocks. Without a `mom` block it is phase 1 alone."""
+
+    run: RunBlock = RunBlock()
+    source: SourceBlock
+    mom: MomBlock | None = None
+    data: DataBlock
+    train: TrainBlock = TrainBlock()
+    eval: EvalBlock = EvalBlock()
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> "Recipe":
+        if self.mom is None and self.source.scratch is None:
+            raise ValueError("nothing to do: add a mom block, or source.scratch to train a dense model")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.run.dir) if self.run.dir else Path("runs") / self.run.name
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file and apply `block.key=value` overrides.
+
+    Raises MomifyError in one line for a missing or broken file, an unknown key (with the nearest known one) or a
+    value of the wrong kind.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MomifyError(f"recipe {path} does not exist; recipes/ holds the shipped ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MomifyError(f"recipe {path} cannot be read: {_one_line(error)}") from None
+    return parse_recipe(text, str(path), overrides)
+
+
+def parse_recipe(text: str, name: str, overrides: list[str] | None = None) -> Recipe:
+    """A Recipe from YAML `text`; `name` stands in error messages. Raises MomifyError as `load_recipe`."""
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise MomifyError(f"recipe {name} is not valid YAML: {_one_line(error)}") from None
+    if data is None:
+        raise MomifyError(f"recipe {name} is empty; it needs at least the blocks source, mom and data")
+    if not isinstance(data, dict):
+        raise MomifyError(f"recipe {name} holds a {type(data).__name__}, not blocks; see recipes/demo.yaml")
+    for override in overrides or []:
+        _apply(data, override)
+    return make_recipe(data, name)
+
+
+def make_recipe(data: dict[str, Any], name: str) -> Recipe:
+    """A Recipe from nested dicts. Raises MomifyError as `load_recipe`."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise MomifyError(f"recipe {name}: {_first_mistake(error)}") from None
+    except RecursionError:
+        raise MomifyError(f"recipe {name}: a block refers to itself; write it without YAML anchors") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `parse_recipe` reads back to the same."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set `block.key=value` in nested dicts; the value is read as YAML."""
+    path, equals, value = override.partition("=")
+    keys = path.split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise MomifyError(f"override '{override}' is not of the form block.key=value, as in train.steps=100")
+    try:
+        parsed = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise MomifyError(f"override '{override}': the value is not valid YAML") from None
+    place = data
+    for key in keys[:-1]:
+        inner = place.get(key)
+        place[key] = place = dict(inner) if isinstance(inner, dict) else {}
+    place[keys[-1]] = parsed
+
+
+def _first_mistake(error: ValidationError) -> str:
+    """The first thing wrong, in one line, with the nearest known key where a name is unknown."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
+        return f"unknown key '{path}'; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}")
+    if first["type"] == "missing":
+        return f"'{path}' is missing; add it"
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] == "value_error" else f" (got {_short(first['input'])})"
+    return f"{path + ': ' if path else ''}{message}{value}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the block at `location` knows."""
+    block: type[BaseModel] = Recipe
+    for part in location:
+        choices = [block.model_fields[str(part)].annotation] if str(part) in block.model_fields else []
+        choices += [inner for choice in choices for inner in getattr(choice, "__args__", ())]
+        block = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), block)
+    return list(block.model_fields)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,177 @@
+"""Documents -> tokens -> blocks of equal length, cached by the hash of everything that decides them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerBase
+
+from momify.errors import MomifyError
+from momify.files import whole_folder, write_json
+from momify.recipe import DataBlock
+from momify.train.documents import Corpus, read_corpus
+
+_FORMAT = 1  # part of the cache key: raise it when the content of a cached folder changes
+_LARGEST_HELD_OUT_SHARE = 0.1
+_BATCH = 256  # documents tokenised at once
+
+
+class TokenBlocks(TorchDataset):
+    """Blocks of `length` consecutive tokens of a flat array; the rest that fills no block is left out."""
+
+    def __init__(self, tokens: np.ndarray, length: int) -> None:
+        self.tokens, self.length = tokens, length
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        block = self.tokens[index * self.length : (index + 1) * self.length]
+        ids = torch.from_numpy(block.astype(np.int64))  # (T,)
+        return {"input_ids": ids, "labels": ids}
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """Train and held-out tokens, flat and memory-mapped, with the hash that names them."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    block_length: int
+    sha256: str
+
+    @property
+    def train_blocks(self) -> TokenBlocks:
+        return TokenBlocks(self.train, self.block_length)
+
+    def valid_tensor(self, limit: int | None = None) -> torch.Tensor:
+        """Held-out tokens (N,) as int64, at most `limit`."""
+        return torch.from_numpy(self.valid[:limit].astype(np.int64))
+
+
+def cache_folder() -> Path:
+    """Where token files are kept: MOMIFY_CACHE, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MOMIFY_CACHE") or Path(base) / "momify")
+
+
+def load_tokens(data: DataBlock, tokenizer: PreTrainedTokenizerBase, corpus: Corpus | None = None) -> TokenData:
+    """Tokens of a recipe's data, from the cache where they were made before.
+
+    Raises MomifyError when the text is missing, or too short for one block to train on.
+    """
+    corpus = corpus or read_corpus(data)
+    key = _cache_key(corpus, tokenizer, data)
+    folder = cache_folder() / "tokens" / key
+    if not (folder / "meta.json").exists():
+        with whole_folder(folder) as temporary:
+            _write_tokens(corpus, tokenizer, data.valid_tokens, temporary)
+    tokens = _map_tokens(folder, data.block_length, key)
+    if len(tokens.train) < data.block_length or len(tokens.valid) < 2:
+        raise MomifyError(
+            f"data {', '.join(data.train)} gives {len(tokens.train):,} tokens to train on and {len(tokens.valid):,} "
+            f"held out, less than one block of {data.block_length}; give more text or a smaller data.block_length"
+        )
+    return tokens
+
+
+def _cache_key(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, data: DataBlock) -> str:
+    parts = [str(_FORMAT), corpus.sha256, tokenizer_hash(tokenizer), data.column, str(data.valid_tokens)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex SHA-256 of all that decides what ids a text gets."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _map_tokens(folder: Path, block_length: int, key: str) -> TokenData:
+    meta = json.loads((folder / "meta.json").read_text())
+    read = {}
+    for part in ("train", "valid"):
+        path, count = folder / f"{part}.bin", meta[part]
+        if path.stat().st_size != count * np.dtype(meta["dtype"]).itemsize:
+            raise MomifyError(f"cached token file {path} is not as long as written; remove its folder, it is made again")
+        read[part] = np.memmap(path, meta["dtype"], "r") if count else np.zeros(0, meta["dtype"])
+    return TokenData(read["train"], read["valid"], block_length, key)
+
+
+def _write_tokens(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, valid_tokens: int, folder: Path) -> None:
+    dtype = np.dtype("uint16" if len(tokenizer) <= 2**16 else "int32")
+    train, valid = corpus.train, corpus.valid
+    encode = _encoder(tokenizer)
+    if valid is None:
+        train, valid = split_by_document(train, valid_tokens, lambda text: len(encode([text])[0]))
+    counts = {
+        "valid": _write(folder / "valid.bin", valid, encode, dtype, valid_tokens),
+        "train": _write(folder / "train.bin", train, encode, dtype, None),
+    }
+    write_json(folder / "meta.json", {"dtype": dtype.name, **counts})
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
+    """Token ids of each text, an end-of-text token behind it."""
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise MomifyError("the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json")
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return [[*row, end] for row in ids]
+
+    return encode
+
+
+def _write(
+    path: Path, documents: Dataset, encode: Callable[[list[str]], list[list[int]]], dtype: np.dtype, limit: int | None
+) -> int:
+    """Append the tokens of `documents` to `path`, `limit` at most; how many were written."""
+    written = 0
+    with open(path, "wb") as stream:
+        for texts in _batches(documents):
+            ids = np.concatenate([np.asarray(row, dtype) for row in encode(texts)])
+            ids = ids if limit is None else ids[: limit - written]
+            ids.tofile(stream)
+            written += len(ids)
+            if limit is not None and written >= limit:
+                break
+    return written
+
+
+def _batches(documents: Dataset) -> Iterable[list[str]]:
+    for start in range(0, len(documents), _BATCH):
+        yield [text for text in documents[start : start + _BATCH]["text"] if text] or [""]
+
+
+def split_by_document(
+    documents: Dataset, valid_tokens: int, count: Callable[[str], int]
+) -> tuple[Dataset, Dataset]:
+    """Train and held-out documents: whole ones in the order of a hash of their text, until `valid_tokens` are held
+    out or a tenth of the text; at least one where there are two."""
+    order = sorted(range(len(documents)), key=lambda i: hashlib.sha256((documents[i]["text"] or "").encode()).digest())
+    largest = _LARGEST_HELD_OUT_SHARE * sum(len(text or "") for batch in _columns(documents) for text in batch)
+    held, tokens, characters = set(), 0, 0
+    for index in order:
+        text = documents[index]["text"] or ""
+        if len(documents) < 2 or (held and (tokens >= valid_tokens or characters + len(text) > largest)):
+            break
+        held.add(index)
+        tokens, characters = tokens + count(text), characters + len(text)
+    rest = [i for i in range(len(documents)) if i not in held]
+    return documents.select(rest), documents.select(sorted(held))
+
+
+def _columns(documents: Dataset) -> Iterable[list[str]]:
+    for start in range(0, len(documents), _BATCH):
+        yield documents[start : start + _BATCH]["text"]

@@ -1,0 +1,122 @@
+"""What is written and shown while a model trains: metrics.jsonl, the progress bar, a stop on a signal."""
+
+import json
+import math
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+_HIDDEN = ("epoch", "total_flos", "train_")
+
+
+class MetricsFile(TrainerCallback):
+    """Appends a line of JSON a log to metrics.jsonl, with tokens/s; a resumed run first drops what it will redo."""
+
+    def __init__(self, path: Path, tokens_per_step: int) -> None:
+        self.path, self.tokens_per_step = path, tokens_per_step
+        self._since: tuple[float, int] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        if state.is_world_process_zero:
+            keep_rows_up_to(self.path, state.global_step)
+        self._since = (time.perf_counter(), state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, **kw: Any
+    ) -> None:
+        if "loss" in logs and self._since:
+            now, (before, step) = time.perf_counter(), self._since
+            logs["tokens_per_second"] = (state.global_step - step) * self.tokens_per_step / (now - before)
+            self._since = (now, state.global_step)
+        row = {name: value for name, value in logs.items() if not name.startswith(_HIDDEN)}
+        if not row or not state.is_world_process_zero:
+            return
+        tokens = state.global_step * self.tokens_per_step
+        row = {key: value if math.isfinite(value) else str(value) for key, value in row.items()}
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": state.global_step, "tokens": tokens, **row}) + "\n")
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        self._since = (time.perf_counter(), state.global_step)  # measuring is not training time
+
+
+def keep_rows_up_to(path: Path, step: int) -> None:
+    """Drop the rows of metrics.jsonl after `step`, and a last line that was cut."""
+    from momify.files import write_text
+
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+class ProgressBar(TrainerCallback):
+    """A live bar with loss, learning rate, speed and time left; nothing where the console is no terminal."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[seen]}"), console=console)
+        self._progress.disable = not console.is_terminal
+        self._title, self._task, self._held_out = title, None, ""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        if state.is_world_process_zero:
+            self._progress.start()
+            self._task = self._progress.add_task(self._title, total=state.max_steps, completed=state.global_step, seen="")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, **kw: Any
+    ) -> None:
+        if "eval_loss" in logs:
+            self._held_out = f" held-out {logs['eval_loss']:.3f}"
+        if self._task is not None and "loss" in logs:
+            speed = f" {logs['tokens_per_second']:,.0f} tok/s" if "tokens_per_second" in logs else ""
+            entropy = f" entropy {logs['router_entropy']:.2f}" if "router_entropy" in logs else ""
+            seen = f"loss {logs['loss']:.3f} lr {logs['learning_rate']:.1e}{speed}{entropy}{self._held_out}"
+            self._progress.update(self._task, seen=seen)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        self._progress.stop()
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop; `stopped` names the signal."""
+
+    def __init__(self) -> None:
+        self.stopped: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: whoever runs us there handles signals
+                return
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = signal.Signals(number).name
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
