@@ -1,41 +1,311 @@
 """The command line: parse, call one function, show. Heavy imports stay inside the commands, so --help is instant."""
 
+import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from momify.errors import MomifyError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from momify.recipe import Recipe
+    from momify.screen import Screen
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Compress a GPT-2-style checkpoint into a Mixture-of-Modules model, with numbers that can be trusted.",
+)
+
+Model = Annotated[
+    str | None,
+    typer.Argument(help="Hub name, folder, run name or builtin:demo; the latest run if left out.", show_default=False),
+]
+RecipePath = Annotated[Path, typer.Argument(help="A recipe file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="block.key=value, as in train.steps=100.", show_default=False)
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where an earlier run lies.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show the result only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
+Data = Annotated[list[str] | None, typer.Option("--data", help="Text to measure on (txt, jsonl, parquet); repeatable.")]
+Limit = Annotated[int | None, typer.Option(min=2, help="Held-out tokens to score; all if left out.")]
 
 
-@app.command()
-def train(
-    recipe: Annotated[Path, typer.Argument()],
-    overrides: Annotated[list[str] | None, typer.Argument()] = None,
-    resume: bool = False,
-    overwrite: bool = False,
+@app.command(epilog="Example: momify demo")
+def demo(
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Train a recipe."""
-    from rich.console import Console
+    """The whole job on the model that ships with momify: convert, train, measure, report, export. No network."""
+    from momify.demo.recipe import demo_recipe
 
-    from momify.pipeline import pretrain, quiet_libraries
+    _run(demo_recipe(overrides), quiet=quiet, as_json=as_json, overwrite=True)
+
+
+@app.command(epilog="Example: momify run recipes/demo.yaml train.steps=100")
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """A recipe from beginning to end: convert, train, eval, report, export. Writes runs/<name>/."""
+    from momify.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if loaded.mom is None:
+        raise MomifyError(f"recipe {recipe} has no mom block: it is phase 1 alone; start it with momify train {recipe}")
+    _run(loaded, quiet, as_json, resume, overwrite)
+
+
+def _run(loaded: "Recipe", quiet: bool, as_json: bool, resume: bool = False, overwrite: bool = False) -> None:
+    """Run a recipe and show its verdict on the last line."""
+    screen = _screen(quiet, as_json)
+    from momify.pipeline import run_all
+    from momify.runs import open_run
+    from momify.train.fit import Stopped
+
+    folder = open_run(loaded, resume, overwrite)
+    screen.to_log(folder.log)
+    report = run_all(loaded, folder, screen, resume)
+    if isinstance(report, Stopped):
+        _stop(report, f"momify run {folder.recipe_file} --resume")
+    _show_report(report, as_json)
+
+
+@app.command(epilog="Example: momify convert gpt2-large --mha 8 --ffn 36 --mha-steps 16")
+def convert(
+    model: Annotated[str, typer.Argument(help="Hub name, folder or builtin:demo.", show_default=False)],
+    mha: Annotated[int, typer.Option(help="Attention modules to keep: sets weights.", show_default=False)],
+    ffn: Annotated[int, typer.Option(help="Feed-forward modules to keep: sets weights.", show_default=False)],
+    depth: Annotated[int | None, typer.Option(help="Steps H; as the source if left out: sets compute.")] = None,
+    top_k: Annotated[int, typer.Option(help="Modules per token and half-step, K: sets compute.")] = 1,
+    mha_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps that run attention: sets compute and KV cache; one per module if left out."),
+    ] = None,
+    ffn_steps: Annotated[
+        int | None, typer.Option(help="Steps that run a feed-forward module: sets compute; one per module if left out.")
+    ] = None,
+    reach: Annotated[str, typer.Option(help="What a running step may choose: all, skip (home or SKIP), home.")] = "all",
+    init: Annotated[str, typer.Option(help="home: start as the pruned source; random: the paper's start.")] = "home",
+    calibration: Annotated[
+        list[str] | None, typer.Option(help="Text on which importance is measured; Python's own library if left out.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; <model>-<mha>x<ffn> if left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take a GPT-2 checkpoint apart and assemble the MoM; says what it removes first. Writes runs/<name>/model/."""
+    screen = _screen(quiet)
+    from momify.pipeline import convert as convert_source
+    from momify.recipe import make_recipe
+    from momify.runs import open_run
+    from momify.subject import context_length
+
+    mom = {"mha": mha, "ffn": ffn, "depth": depth, "modules_per_token": top_k, "mha_steps": mha_steps,
+           "ffn_steps": ffn_steps, "reach": reach, "init": init}  # fmt: skip
+    length = context_length(model, revision, screen)
+    data = {
+        "run": {"name": name or f"{Path(model.replace(':', '-')).name}-{mha}x{ffn}", "seed": seed},
+        "source": {"model": model, "revision": revision},
+        "mom": mom,
+        "data": {"train": calibration or ["builtin:demo"], "block_length": length},
+    }
+    recipe = make_recipe(data, "from the command line")
+    folder = open_run(recipe, resume=False, overwrite=overwrite)
+    screen.to_log(folder.log)
+    convert_source(recipe, folder, screen)
+    screen.say(f"next: momify train {folder.recipe_file} data.train=YOUR_TEXT.txt, then momify report")
+
+
+@app.command(epilog="Example: momify train recipes/demo.yaml train.steps=100 --resume")
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a recipe: phase 1 if it starts from scratch, then the MoM, converted if needed. Writes runs/<name>/."""
+    screen = _screen(quiet)
+    from momify.pipeline import train as train_recipe
     from momify.recipe import load_recipe
     from momify.runs import open_run
+
+    loaded = load_recipe(recipe, overrides)
+    folder = open_run(loaded, resume, overwrite)
+    screen.to_log(folder.log)
+    if stopped := train_recipe(loaded, folder, screen, resume):
+        _stop(stopped, f"momify train {folder.recipe_file} --resume")
+
+
+def _stop(stopped: Any, command: str) -> None:
+    """Say how a run that a signal ended goes on; exit code 1, as it did not finish."""
+    typer.echo(f"momify: stopped by {stopped.signal} at step {stopped.step}, saved; go on with: {command}", err=True)
+    raise typer.Exit(1)
+
+
+@app.command("eval", epilog="Example: momify eval --tasks ppl --baseline")
+def evaluate(
+    model: Model = None,
+    tasks: Annotated[str, typer.Option(help="Comma-separated; known: ppl.")] = "ppl",
+    baseline: Annotated[bool, typer.Option(help="Score the source too, by the same protocol.")] = True,
+    data: Data = None,
+    column: Annotated[str, typer.Option(help="Column that holds the text in jsonl and parquet files.")] = "text",
+    block: Annotated[int | None, typer.Option(min=2, help="Window in tokens; the recipe's block if left out.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows; the block if left out.")] = None,
+    limit: Limit = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on held-out text. Writes runs/<name>/eval/."""
+    from momify.recipe import check_tasks
+
+    try:
+        check_tasks([task.strip() for task in tasks.split(",")])
+    except ValueError as error:
+        raise MomifyError(str(error)) from None
+    screen = _screen(quiet, as_json)
+    from dataclasses import asdict
+
+    from momify.pipeline import EvalOptions, evaluate_ppl
+    from momify.subject import find_subject
+
+    subject = find_subject(model, screen)
+    options = EvalOptions(data, column, block, stride, limit, baseline)
+    scored = evaluate_ppl(subject, options, screen)
+    if as_json:
+        typer.echo(json.dumps({role: asdict(found) for role, found in scored.items()}, indent=2))
+        return
+    rows = [_perplexity_row(role, found, limit) for role, found in scored.items()]
+    _screen().table("held-out perplexity", ("model", "perplexity", "nats/token", "bits/byte"), rows)
+    typer.echo(next(iter(scored.values())).protocol)
+
+
+def _perplexity_row(role: str, found: Any, limit: int | None) -> tuple[str, ...]:
+    bits = "-" if found.bits_per_byte is None else f"{found.bits_per_byte:.3f}"
+    return (role + (" (limited)" if limit else ""), f"{found.perplexity:.2f}", f"{found.loss:.4f}", bits)
+
+
+@app.command(epilog="Example: momify report demo")
+def report(
+    model: Model = None,
+    data: Data = None,
+    limit: Limit = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Before and after: parameters, MACs, KV cache, speed, perplexity. Writes report.json and report.md."""
+    screen = _screen(quiet, as_json)
+    from momify.pipeline import EvalOptions, make_report
+    from momify.subject import find_subject
+
+    subject = find_subject(model, screen)
+    known = subject.recipe.eval.limit if subject.recipe else None
+    _show_report(make_report(subject, EvalOptions(data, limit=limit or known), screen), as_json)
+
+
+def _show_report(found: dict[str, Any], as_json: bool) -> None:
+    from momify.report.words import verdict
+
+    typer.echo(json.dumps(found, indent=2) if as_json else verdict(found))
+
+
+@app.command(epilog="Example: momify export demo --format mom --out exported/")
+def export(
+    model: Model = None,
+    form: Annotated[str, typer.Option("--format", help="mom: loads with torch and transformers alone.")] = "mom",
+    out: Annotated[Path | None, typer.Option(help="Target folder; runs/<name>/export if left out.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a folder that loads without momify."""
+    screen = _screen(quiet)
+    from momify.pipeline import export as export_subject
+    from momify.subject import find_subject
+
+    subject = find_subject(model, screen)
+    export_subject(subject, form, out or subject.results / "export", screen)
+
+
+@app.command(epilog='Example: momify generate builtin:demo --prompt "def "')
+def generate(
+    model: Model = None,
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
+    max_new_tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to write at most.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0: all.")] = 50,
+    beams: Annotated[int, typer.Option(min=1, help="Beams; more than 1 searches instead of drawing.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Text from a model, dense or MoM, and how fast it came."""
+    screen = _screen()
+    from momify.data.tokenizer import load_tokenizer
+    from momify.generate import Sampling, generate_text
+    from momify.models import load_model
+    from momify.subject import find_subject
+
+    subject = find_subject(model, screen)
+    sampling = Sampling(max_new_tokens, temperature, top_k, beams, seed)
+    found = generate_text(load_model(subject.folder), load_tokenizer(subject.folder), prompt, sampling)
+    if as_json:
+        typer.echo(json.dumps({"text": found.text, "tokens": found.tokens, "tokens_per_second": found.speed}))
+        return
+    typer.echo(found.text)
+    typer.echo(f"{found.tokens} tokens, {found.speed:.0f} tokens/s", err=True)
+
+
+@app.command(epilog="Example: momify validate recipes/*.yaml")
+def validate(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipe files.", show_default=False)],
+) -> None:
+    """Check recipes without running them; exit code 2 if one is wrong."""
+    from momify.recipe import load_recipe
+
+    wrong = 0
+    for path in recipes:
+        try:
+            load_recipe(path)
+            typer.echo(f"{path}: ok")
+        except MomifyError as error:
+            wrong += 1
+            typer.echo(f"momify: {error}", err=True)
+    if wrong:
+        raise typer.Exit(2)
+
+
+def _screen(quiet: bool = False, as_json: bool = False) -> "Screen":
+    """The screen of a command; with --json only the numbers go to standard output."""
+    from rich.console import Console
+
+    from momify.pipeline import quiet_libraries
     from momify.screen import Screen
 
     quiet_libraries()
-    loaded = load_recipe(recipe, overrides)
-    run = open_run(loaded, resume, overwrite)
-    screen = Screen(Console())
-    screen.to_log(run.log)
-    pretrain(loaded, run, screen, resume)
+    return Screen(Console(stderr=as_json), quiet)
 
 
 @app.callback()
-def _root() -> None:
-    """momify."""
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("momify"))
+        raise typer.Exit
 
 
 def main() -> None:
@@ -44,4 +314,13 @@ def main() -> None:
         app()
     except MomifyError as error:
         typer.echo(f"momify: {error}", err=True)
-        raise SystemExit(2) from None
+        sys.exit(2)
+    except BrokenPipeError:  # `momify eval | head`
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("momify: interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

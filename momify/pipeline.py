@@ -1,19 +1,38 @@
 """A run, step by step: the table of contents. Each function is one verb; its chapter is the folder of that name."""
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
 from datasets.utils.logging import disable_progress_bar
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from momify.files import whole_folder
-from momify.recipe import Recipe
+from momify.convert.assemble import RouterSettings, assemble, network_of
+from momify.convert.describe import COST_HEAD, TABLE_HEAD, removal_rows
+from momify.convert.homes import Request, choose_homes, removal_quotas
+from momify.convert.importance import Importance, measure_importance
+from momify.convert.source import open_source
+from momify.data.blocks import load_tokens
+from momify.data.documents import read_corpus
+from momify.data.tokenizer import load_tokenizer, train_tokenizer
+from momify.errors import MomifyError
+from momify.evaluate.perplexity import Perplexity
+from momify.evaluate.ppl import Contestant, PplSettings, read_results, score
+from momify.export.mom import export_mom
+from momify.files import sha256_of_files, whole_folder
+from momify.models import load_dense, load_model, load_mom, locate, read_provenance, write_model
+from momify.recipe import MomBlock, Recipe
+from momify.report.make import Pair, command_line, measure_pair, quality_of, write_report
+from momify.report.provenance import Origin, versions
 from momify.runs import Run
 from momify.screen import Screen
-from momify.train.blocks import load_tokens
-from momify.train.documents import read_corpus
+from momify.subject import Subject
 from momify.train.fit import Place, Stopped, fit
 from momify.train.scratch import dense_gpt2
-from momify.train.tokenizer import load_tokenizer, train_tokenizer
+
+EXPORTERS = {"mom": export_mom}
 
 
 def quiet_libraries() -> None:
@@ -21,6 +40,29 @@ def quiet_libraries() -> None:
     disable_progress_bar()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def run_all(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> dict[str, Any] | Stopped:
+    """Everything in order: (phase 1,) convert, train, evaluate, report, export; the report, or where it stopped."""
+    if stopped := train(recipe, run, screen, resume):
+        return stopped
+    subject = Subject(run.folder.name, run.model, "mom", run, recipe)
+    evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit), screen)
+    report = make_report(subject, EvalOptions(limit=recipe.eval.limit), screen)
+    export(subject, "mom", run.export, screen)
+    return report
+
+
+def train(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Stopped | None:
+    """Phase 1 where the recipe starts from scratch, then the conversion and phase 2 where it has a mom block."""
+    to_pretrain = recipe.source.scratch and not (run.source / "config.json").is_file()
+    if to_pretrain and (stopped := pretrain(recipe, run, screen, resume)):
+        return stopped
+    if recipe.mom is None:
+        return None
+    if not (run.model / "config.json").is_file():
+        convert(recipe, run, screen)
+    return recover(recipe, run, screen, resume)
 
 
 def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Stopped | None:
@@ -40,14 +82,156 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
     set_seed(recipe.run.seed)
     model = dense_gpt2(scratch, tokenizer)
     screen.say(
-        f"phase 1: {model.num_parameters():,} parameters, {len(data.train):,} tokens of text ({len(data.valid):,} held out), "
-        f"{settings.steps:,} steps of {settings.batch_size * data.block_length:,} tokens"
+        f"phase 1: {model.num_parameters():,} parameters, {len(data.train):,} tokens of text "
+        f"({len(data.valid):,} held out), {settings.steps:,} steps of "
+        f"{settings.batch_size * data.block_length:,} tokens"
     )
     place = Place(run.pretraining, "phase 1", screen.console, recipe.run.seed, resume)
     if stopped := fit(model, None, data, settings, place):
         return stopped
-    with whole_folder(run.source) as folder:
-        model.to(torch.float32).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    write_model(run.source, model.to(torch.float32), tokenizer, {"recipe": recipe.model_dump(), "versions": versions()})
     screen.say(f"wrote {run.source}")
     return None
+
+
+def source_folder(recipe: Recipe, run: Run, screen: Screen) -> Path:
+    """The folder of the dense model that a recipe starts from."""
+    return run.source if recipe.source.scratch else locate(recipe.source.model, recipe.source.revision, screen.say)
+
+
+def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
+    """Take the source apart, say what goes, and write the MoM as it starts to `run.model`."""
+    source = open_source(source_folder(recipe, run, screen))
+    tokenizer = load_tokenizer(source.folder)
+    request = request_of(recipe.mom)
+    quotas = removal_quotas(request, source.config.n_layer)
+    network = network_of(source)
+    importance = Importance.unmeasured(source.config.n_layer)
+    if any(quotas):
+        tokens = load_tokens(recipe.data, tokenizer).spread_blocks(recipe.mom.calibration_blocks)
+        with screen.progress("measuring what each half-layer is worth") as progress:
+            importance = measure_importance(network, tokens, quotas, recipe.mom.importance, progress)
+    plan = choose_homes(importance, request)
+    routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys)
+    model = assemble(source, network, plan, routers=routers, seed=recipe.run.seed)
+    removals = removal_rows(plan, importance, source.config, model.config)
+    for line in removals.lines:
+        screen.say(line)
+    screen.table(f"{recipe.source.model or run.source} -> {run.model}", TABLE_HEAD, removals.rows)
+    screen.table("cost", COST_HEAD, removals.costs)
+    provenance = {
+        "source": {"model": recipe.source.model or str(run.source), "sha256": source.sha256},
+        "recipe": recipe.model_dump(),
+        "versions": versions(),
+        "plan": plan.to_dict(),
+        "importance": importance.to_dict(),
+        "trained": {"steps": 0, "tokens": 0},
+    }
+    write_model(run.model, model, tokenizer, provenance)
+    screen.say(f"wrote {run.model}")
+
+
+def request_of(mom: MomBlock) -> Request:
+    """The conversion that a recipe's mom block asks for."""
+    names = ("mha", "ffn", "depth", "modules_per_token", "mha_steps", "ffn_steps", "init", "reach")
+    return Request(**{name: getattr(mom, name) for name in names})
+
+
+def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Stopped | None:
+    """Phase 2: train routers and modules from the source's predictions; `run.model` becomes the trained MoM."""
+    provenance = read_provenance(run.model)
+    if provenance["trained"]["steps"]:
+        screen.say(f"{run.model} is trained already")
+        return None
+    settings = recipe.train
+    tokenizer = load_tokenizer(run.model)
+    data = load_tokens(recipe.data, tokenizer)
+    subject = Subject(run.folder.name, run.model, "mom", run, recipe)
+    evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit, roles=("source", "start")), screen)
+    model, teacher = load_mom(run.model), load_dense(open_source(source_folder(recipe, run, screen)))
+    training_only = {"embd_pdrop": settings.dropout, "attn_pdrop": settings.dropout, "resid_pdrop": settings.dropout,
+                     # with K > 1 the gates have a gradient of their own and need no exploring
+                     "router_explore": settings.explore if model.config.modules_per_token == 1 else 0.0}  # fmt: skip
+    kept = {name: getattr(model.config, name) for name in training_only}
+    model.config.update(training_only)
+    set_seed(recipe.run.seed)
+    screen.say(f"phase 2: {settings.steps:,} steps of {settings.batch_size * data.block_length:,} tokens")
+    place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume)
+    if stopped := fit(model, teacher, data, settings, place):
+        return stopped
+    model.config.update(kept)
+    tokens = settings.steps * settings.batch_size * data.block_length
+    provenance |= {"trained": {"steps": settings.steps, "tokens": tokens}, "recipe": recipe.model_dump()}
+    write_model(run.model, model.eval(), tokenizer, provenance)
+    screen.say(f"wrote {run.model}, trained")
+    return None
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How perplexity is measured: text, window, and which of source, start and mom; None means the run's own."""
+
+    data: list[str] | None = None
+    column: str = "text"
+    block: int | None = None
+    stride: int | None = None
+    limit: int | None = None
+    baseline: bool = True
+    roles: tuple[str, ...] | None = None
+
+
+def evaluate_ppl(subject: Subject, options: EvalOptions, screen: Screen) -> dict[str, Perplexity]:
+    """Held-out perplexity of the subject and (`baseline`) its source, by one protocol; kept in eval/ppl.json."""
+    data = load_tokens(subject.data(options.data, options.column), load_tokenizer(subject.folder))
+    block = options.block or data.block_length
+    settings = PplSettings(data, block, options.stride or block, options.limit)
+    roles = options.roles or (("source", "mom") if subject.kind == "mom" and options.baseline else (subject.kind,))
+    contestants = [contestant(role, subject, screen) for role in roles]
+    with screen.progress("scoring held-out text") as progress:
+        return score(
+            contestants, load_tokenizer(subject.folder), settings, subject.results / "eval" / "ppl.json", progress
+        )
+
+
+def contestant(role: str, subject: Subject, screen: Screen) -> Contestant:
+    """The model that plays `role`: source (the dense one), else the subject itself."""
+    folder = subject.source(screen) if role == "source" else subject.folder
+    digest = sha256_of_files(
+        [folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    )
+    return Contestant(role, digest, lambda: load_model(folder))
+
+
+def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[str, Any]:
+    """Measure the MoM beside its source, write report.json and report.md, and give the report."""
+    if subject.kind != "mom":
+        raise MomifyError(f"{subject.name} is a dense gpt2 model; a report sets a MoM beside its source")
+    trained = bool(read_provenance(subject.folder).get("trained", {}).get("steps"))
+    scored = evaluate_ppl(subject, options, screen) | kept_start(subject)
+    source = open_source(subject.source(screen))
+    name = subject.recipe.source.model or str(source.folder)
+    pair = Pair(name, load_dense(source), subject.name, load_mom(subject.folder))
+    data = load_tokens(subject.data(options.data, options.column), load_tokenizer(subject.folder))
+    origin = Origin(name, source.sha256, subject.recipe.run.seed, subject.recipe.model_dump(), command_line())
+    with screen.progress("measuring") as progress:
+        report = measure_pair(pair, data, quality_of(scored, trained), origin, progress)
+    write_report(report, subject.results)
+    screen.say(f"wrote {subject.results / 'report.json'} and report.md")
+    return report
+
+
+def kept_start(subject: Subject) -> dict[str, Perplexity]:
+    """The perplexity of the MoM as converted, which was measured before it was trained."""
+    kept = read_results(subject.results / "eval" / "ppl.json").get("start")
+    return {"start": Perplexity(**kept["result"])} if kept else {}
+
+
+def export(subject: Subject, form: str, target: Path, screen: Screen) -> Path:
+    """A folder that loads without momify. Raises MomifyError for an unknown format."""
+    if form not in EXPORTERS:
+        raise MomifyError(f"export format '{form}' is unknown; known: {', '.join(EXPORTERS)}")
+    if subject.kind != "mom":
+        raise MomifyError(f"{subject.name} is a dense gpt2 model, which loads anywhere as it is; export takes a MoM")
+    EXPORTERS[form](subject.folder, target)
+    screen.say(f"wrote {target}")
+    return target

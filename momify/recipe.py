@@ -70,6 +70,8 @@ class TrainBlock(Block):
     """Weight of the next-token loss (phase 1 uses nothing else)."""
     balance: Weight = 0.0
     """Weight of the load-balance loss over routed modules (the paper: 0.01)."""
+    dropout: Share = 0.0
+    """Dropout of the MoM while it recovers (the paper: none), whatever the source was trained with."""
     explore: Share = 0.05
     """Share of tokens per routed half-step that try a second choice, from which the router learns (K = 1)."""
     gradient_checkpointing: bool = False

@@ -1,8 +1,10 @@
 """Run folders: where a run keeps its parts, which one is the latest, and who may write into it."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from momify.errors import MomifyError
 from momify.files import disk_errors, write_text
@@ -46,6 +48,11 @@ class Run:
         return self.folder / "export"
 
     @property
+    def started(self) -> bool:
+        """Whether a training has begun here."""
+        return any((folder / "metrics.jsonl").exists() for folder in (self.folder, self.pretraining))
+
+    @property
     def log(self) -> Path:
         return self.folder / "log.txt"
 
@@ -76,31 +83,34 @@ def open_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Run:
 def _check_earlier(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     if not run.recipe_file.exists():
         raise MomifyError(f"{run.folder} exists and is not a run of momify; set run.name or run.dir to another folder")
-    if resume:
-        differing = changed_keys(run.recipe, recipe)
-        if differing:
-            raise MomifyError(f"{run.folder} was started with another {differing[0]}; resume it with the same recipe")
-    elif overwrite:
+    if overwrite:
         _clear(run)
-    else:
+        return
+    differing = changed_keys(run.recipe, recipe)
+    if not run.started:  # converted only: it may be trained on any text, with any settings
+        differing = [key for key in differing if key.split(".")[0] in ("source", "mom")]
+    elif not resume:
         raise MomifyError(f"{run.folder} holds an earlier run; --resume goes on with it, --overwrite starts anew")
+    if differing:
+        raise MomifyError(
+            f"{run.folder} was made with another {differing[0]}; use the same recipe, another run.name, or --overwrite"
+        )
 
 
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:
     """Names of the keys, as block.key, in which two recipes differ; what is only measured (eval) may differ."""
-    before, after = old.model_dump(exclude={"eval"}), new.model_dump(exclude={"eval"})
-    return [
-        f"{block}.{key}" if isinstance(after[block], dict) and isinstance(before[block], dict) else block
-        for block in after
-        for key in (after[block] if isinstance(after[block], dict) else [block])
-        if (before[block] or {}).get(key) != (after[block] or {}).get(key)
-    ] if before != after else []  # fmt: skip
+    before, after = (_flat(recipe.model_dump(exclude={"eval"})) for recipe in (old, new))
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """{block: {key: value}} -> {block.key: value}; a block that is null stays one key."""
+    blocks = {name: block if isinstance(block, dict) else {"": block} for name, block in recipe.items()}
+    return {f"{name}.{key}".rstrip("."): value for name, block in blocks.items() for key, value in block.items()}
 
 
 def _clear(run: Run) -> None:
     """Remove what momify wrote in an earlier run, and nothing else."""
-    import shutil
-
     for name in ("source", "pretrain", "model", "eval", "export", "checkpoints", "tensorboard"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     for name in ("metrics.jsonl", "log.txt", "report.json", "report.md", "recipe.yaml"):

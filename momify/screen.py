@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
+
+Progress = Callable[[int, int], None]  # done, total
 
 
 class Screen:
@@ -42,10 +45,10 @@ class Screen:
         self.console.print(table)
 
     @contextmanager
-    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
+    def progress(self, title: str) -> Iterator[Progress]:
         """A bar fed with (done, total); nothing where the console is no terminal."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         shown = self.console.is_terminal and not self.quiet
-        with Progress(*columns, console=self.console, disable=not shown, transient=True) as bar:
+        with Bars(*columns, console=self.console, disable=not shown, transient=True) as bar:
             task = bar.add_task(title, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -13,8 +13,9 @@ _LEFT_OUT = {
     "test", "tests", "site-packages", "dist-packages", "idlelib", "idle_test", "lib2to3", "distutils", "encodings",
     "pydoc_data", "turtledemo", "ensurepip", "__pycache__", "__phello__", "msilib",
 }  # fmt: skip
+# Without sys: what it holds depends on the process (hooks, streams).
 _COMPILED = (
-    "array", "binascii", "builtins", "cmath", "errno", "gc", "itertools", "marshal", "math", "select", "sys", "time",
+    "array", "binascii", "builtins", "cmath", "errno", "gc", "itertools", "marshal", "math", "select", "time",
     "unicodedata", "zlib", "_bisect", "_codecs", "_collections", "_csv", "_datetime", "_functools", "_heapq", "_io",
     "_json", "_operator", "_pickle", "_random", "_socket", "_sre", "_struct", "_thread", "_weakref",
 )  # fmt: skip

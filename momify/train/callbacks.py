@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from momify.files import write_text
+
 _HIDDEN = ("epoch", "total_flos", "train_")
 
 
@@ -48,8 +50,6 @@ class MetricsFile(TrainerCallback):
 
 def keep_rows_up_to(path: Path, step: int) -> None:
     """Drop the rows of metrics.jsonl after `step`, and a last line that was cut."""
-    from momify.files import write_text
-
     if not path.exists():
         return
     kept = []
@@ -75,7 +75,9 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         if state.is_world_process_zero:
             self._progress.start()
-            self._task = self._progress.add_task(self._title, total=state.max_steps, completed=state.global_step, seen="")
+            self._task = self._progress.add_task(
+                self._title, total=state.max_steps, completed=state.global_step, seen=""
+            )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         if self._task is not None:
@@ -92,7 +94,8 @@ class ProgressBar(TrainerCallback):
             seen = f"loss {logs['loss']:.3f} lr {logs['learning_rate']:.1e}{speed}{entropy}{self._held_out}"
             self._progress.update(self._task, seen=seen)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+    def close(self) -> None:
+        """Take the bar down, also after an error."""
         self._progress.stop()
 
 
@@ -117,6 +120,8 @@ class StopOnSignal(TrainerCallback):
         if self.stopped:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+    def restore(self) -> None:
+        """Give the signals back to whoever had them before, also after an error."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before.clear()

@@ -5,17 +5,19 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback
 
+from momify.data.blocks import TokenData
 from momify.errors import MomifyError
 from momify.evaluate.perplexity import Protocol
 from momify.recipe import TrainBlock
-from momify.train.blocks import TokenData
 from momify.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
 from momify.train.trainer import HeldOut, LossWeights, MomTrainer
 
+_PARTS = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 _EVAL_TOKENS = 65_536  # held-out tokens scored while training; the report scores them all
 
 
@@ -43,28 +45,39 @@ def fit(
 ) -> Stopped | None:
     """Train `model` in place: phase 2 from `teacher`, or phase 1 (next-token loss alone) where that is None.
 
-    Raises MomifyError when the loss stops being finite, or --resume finds checkpoints of another number of steps.
+    Raises MomifyError when blocks are longer than the model's positions, or the loss stops being finite.
     """
-    settings_ok(model, data)
+    check_length(model, data)
     arguments = training_arguments(settings, place)
     per_step = settings.batch_size * data.block_length * arguments.world_size
-    stop = StopOnSignal()
-    callbacks = [MetricsFile(place.folder / "metrics.jsonl", per_step), ProgressBar(place.title, place.console), stop]
+    stop, bar = StopOnSignal(), ProgressBar(place.title, place.console)
+    callbacks = [MetricsFile(place.folder / "metrics.jsonl", per_step), bar, stop, tensorboard(place)]
+    use_cache = model.config.use_cache
     weights = LossWeights(settings.distill, settings.cross_entropy, settings.balance) if teacher else LossWeights()
     held_out = HeldOut(data.valid_tensor(_EVAL_TOKENS), Protocol(data.block_length, data.block_length))
     trainer = MomTrainer(
-        model, arguments, train_dataset=data.train_blocks, eval_dataset=[], callbacks=[*callbacks, *_tensorboard(place)],
-        weights=weights, held_out=held_out, teacher=teacher,
-    )  # fmt: skip
+        model,
+        arguments,
+        train_dataset=data.train_blocks,
+        eval_dataset=[],
+        callbacks=callbacks,
+        weights=weights,
+        held_out=held_out,
+        teacher=teacher,
+    )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has these lines
-    checkpoint = last_checkpoint(place.folder, settings.steps) if place.resume else None
-    use_cache = model.config.use_cache
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model.config.use_cache = use_cache  # the Trainer switches it off in the config, which would be saved
-    return Stopped(stop.stopped, trainer.state.global_step) if stop.stopped else None
+    checkpoint = last_checkpoint(place.folder) if place.resume else None
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        stop.restore()
+        bar.close()
+        model.config.use_cache = use_cache  # the Trainer switches it off in the config, which would be saved
+    step = trainer.state.global_step
+    return Stopped(stop.stopped, step) if stop.stopped and step < settings.steps else None
 
 
-def settings_ok(model: PreTrainedModel, data: TokenData) -> None:
+def check_length(model: PreTrainedModel, data: TokenData) -> None:
     """Raise MomifyError when blocks are longer than the model's positions."""
     positions = model.config.max_position_embeddings
     if data.block_length > positions:
@@ -104,15 +117,19 @@ def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
     )
 
 
-def _tensorboard(place: Place) -> list[TrainerCallback]:
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
-
-    return [TensorBoardCallback(SummaryWriter(str(place.folder / "tensorboard")))]
+def tensorboard(place: Place) -> TensorBoardCallback:
+    """The same numbers as metrics.jsonl, for TensorBoard."""
+    return TensorBoardCallback(SummaryWriter(str(place.folder / "tensorboard")))
 
 
-def last_checkpoint(folder: Path, steps: int) -> Path | None:
-    """The newest checkpoint of a run, None where there is none yet."""
-    root = folder / "checkpoints"
-    found = get_last_checkpoint(str(root)) if root.is_dir() else None
-    return Path(found) if found else None
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run, None where there is none yet.
+
+    One that lacks a part is passed over: the Trainer would go on from it with a fresh optimizer, without a word.
+    """
+    found = {int(p.name.split("-")[1]): p for p in (folder / "checkpoints").glob("checkpoint-*") if _is_whole(p)}
+    return found[max(found)] if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return checkpoint.name.split("-")[1].isdigit() and all((checkpoint / part).is_file() for part in _PARTS)

@@ -1,6 +1,6 @@
 """What the routers did since the last log: entropy and module use, one number each, from the forward's own record."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,11 @@ class RoutingLog:
         self._use: dict[tuple[str, int], Tensor] = {}
         self._entropy: list[Tensor] = []
 
-    def add(self, records: Iterable[Any]) -> None:
-        """Count the choices of some half-steps; records without logits had one choice and say nothing."""
-        for record in records:
-            if record.logits is None:
-                continue
-            logits = record.logits.detach()  # (n, M + 1)
-            use = torch.bincount(record.modules[:, 0].flatten(), minlength=logits.shape[-1])
+    def add(self, records: Sequence[Any], router_logits: Sequence[Tensor]) -> None:
+        """Count the first choices of some routed half-steps; their logits (n, M + 1) stand in the same order."""
+        for record, logits in zip(records, router_logits, strict=True):
+            logits = logits.detach()
+            use = torch.bincount(record.modules[:, 0], minlength=logits.shape[-1])
             key = (record.kind, record.step)
             self._use[key] = self._use[key] + use if key in self._use else use
             log_p = logits.log_softmax(-1)

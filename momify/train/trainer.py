@@ -95,10 +95,11 @@ class MomTrainer(AtomicTrainer):
             parts["distill"] = distillation_loss(outputs.logits, self._teacher_logits(inputs["input_ids"]))
             loss = loss + self.weights.distill * parts["distill"]
         if routed:
-            records = [record for record in outputs.routing if record.logits is not None]
-            self._routing.add(outputs.routing)
-            if self.weights.balance and records:
-                parts["balance"] = torch.stack([balance_loss(r.logits, r.modules) for r in records]).mean()
+            choices = [record for record in outputs.routing if record.routed]
+            self._routing.add(choices, outputs.router_logits)
+            if self.weights.balance and choices:
+                pairs = zip(outputs.router_logits, choices, strict=True)
+                parts["balance"] = torch.stack([balance_loss(logits, r.modules) for logits, r in pairs]).mean()
                 loss = loss + self.weights.balance * parts["balance"]
         for name, value in parts.items():
             self._parts.setdefault(name, []).append(value.detach())

@@ -13,10 +13,10 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
+from momify.data.documents import Corpus, read_corpus
 from momify.errors import MomifyError
 from momify.files import whole_folder, write_json
 from momify.recipe import DataBlock
-from momify.train.documents import Corpus, read_corpus
 
 _FORMAT = 1  # part of the cache key: raise it when the content of a cached folder changes
 _LARGEST_HELD_OUT_SHARE = 0.1
@@ -52,6 +52,12 @@ class TokenData:
     @property
     def train_blocks(self) -> TokenBlocks:
         return TokenBlocks(self.train, self.block_length)
+
+    def spread_blocks(self, count: int) -> torch.Tensor:
+        """`count` blocks of training text (S, T) int64, evenly spaced, so that little hangs on where it begins."""
+        blocks = self.train_blocks
+        count = min(count, len(blocks))
+        return torch.stack([blocks[index * len(blocks) // count]["input_ids"] for index in range(count)])
 
     def valid_tensor(self, limit: int | None = None) -> torch.Tensor:
         """Held-out tokens (N,) as int64, at most `limit`."""
@@ -102,7 +108,9 @@ def _map_tokens(folder: Path, block_length: int, key: str) -> TokenData:
     for part in ("train", "valid"):
         path, count = folder / f"{part}.bin", meta[part]
         if path.stat().st_size != count * np.dtype(meta["dtype"]).itemsize:
-            raise MomifyError(f"cached token file {path} is not as long as written; remove its folder, it is made again")
+            raise MomifyError(
+                f"cached token file {path} is not as long as written; remove its folder, it is made again"
+            )
         read[part] = np.memmap(path, meta["dtype"], "r") if count else np.zeros(0, meta["dtype"])
     return TokenData(read["train"], read["valid"], block_length, key)
 
@@ -154,9 +162,7 @@ def _batches(documents: Dataset) -> Iterable[list[str]]:
         yield [text for text in documents[start : start + _BATCH]["text"] if text] or [""]
 
 
-def split_by_document(
-    documents: Dataset, valid_tokens: int, count: Callable[[str], int]
-) -> tuple[Dataset, Dataset]:
+def split_by_document(documents: Dataset, valid_tokens: int, count: Callable[[str], int]) -> tuple[Dataset, Dataset]:
     """Train and held-out documents: whole ones in the order of a hash of their text, until `valid_tokens` are held
     out or a tenth of the text; at least one where there are two."""
     order = sorted(range(len(documents)), key=lambda i: hashlib.sha256((documents[i]["text"] or "").encode()).digest())

@@ -81,8 +81,8 @@ def _local(paths: list[Path], column: str) -> tuple[Dataset, None]:
 def _generate(names: list[str], make: Any) -> Dataset:
     try:
         return make()
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:150]
+    except (DatasetGenerationError, StopIteration, ValueError, OSError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:150] or "it is empty"
         raise MomifyError(f"data file {', '.join(names)} holds no documents or cannot be read: {reason}") from None
 
 
@@ -103,7 +103,11 @@ def _text_column(data: Dataset, column: str, name: str) -> Dataset:
         raise MomifyError(f"{name} has no column '{column}'; set data.column to one of {', '.join(data.column_names)}")
     if data.features[column].dtype not in ("string", "large_string"):
         raise MomifyError(f"{name}: column '{column}' holds {data.features[column].dtype}, not text")
-    return data.select_columns([column]).rename_column(column, "text") if column != "text" else data.select_columns(["text"])
+    return (
+        data.select_columns([column]).rename_column(column, "text")
+        if column != "text"
+        else data.select_columns(["text"])
+    )
 
 
 def _txt_documents(paths: list[str], sha256: str) -> Iterator[dict[str, str]]:

@@ -1,0 +1,6 @@
+"""python -m momify"""
+
+from momify.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""What a conversion takes away, in plain words and as rows of a table (the command line draws them)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import GPT2Config
+
+from momify.convert.homes import NOUNS, HomePlan
+from momify.convert.importance import Importance
+from momify.measure.cost import (
+    attention_steps,
+    dense_macs,
+    kv_bytes_per_token,
+    mom_macs,
+    parameters,
+    planned_usage,
+)
+from momify.model import MomConfig
+
+TABLE_HEAD = ("layer", "attention", "loss +", "feed-forward", "loss +")
+COST_HEAD = ("", "before", "after", "ratio", "changed by")
+
+
+@dataclass(frozen=True)
+class Removals:
+    """The texts: sentences, one row per layer or added step, and what it costs before and after."""
+
+    lines: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]  # under TABLE_HEAD
+    costs: tuple[tuple[str, ...], ...]  # under COST_HEAD
+
+
+def removal_rows(plan: HomePlan, importance: Importance, source: GPT2Config, target: MomConfig) -> Removals:
+    """Everything that `momify convert` says before it removes anything; costs with each token at its home."""
+    lines = (
+        _summary(plan, source, target),
+        *(_reused(plan, kind) for kind in NOUNS if _reused(plan, kind)),
+        *_depth_lines(plan),
+        *_loss_lines(plan, importance),
+        *(["--init random: routers are drawn at random, so the start loses far more"] if plan.init == "random" else []),
+        "--mha and --ffn set the pool: weights; --mha-steps, --ffn-steps and --depth set what runs: compute; "
+        "--mha-steps (by default one per attention module) also sets the KV cache",
+    )
+    return Removals(lines, _layer_rows(plan, importance), _cost_rows(source, target))
+
+
+def _summary(plan: HomePlan, source: GPT2Config, target: MomConfig) -> str:
+    """Removes 6 of 12 attention modules (layers 0, 3, ...) and ...; 33% of block weights; ..."""
+    removed = " and ".join(_removed(plan, kind) for kind in NOUNS)
+    before, after = (_block_weights(config) for config in (source, target))
+    steps, ran, ffn = len(plan.step_layers), attention_steps(target), len(plan.running_steps("ffn"))
+    if not any(_gone(plan, kind) for kind in NOUNS):
+        head = "removes no module"
+    else:
+        head = f"removes {removed}; {1 - after / before:.0%} of block weights"
+    return f"{head}; attention runs at {ran} of {steps} steps, feed-forward at {ffn} of {steps}"
+
+
+def _removed(plan: HomePlan, kind: str) -> str:
+    """6 of 12 attention modules (layers 0, 3, 4)."""
+    gone = _gone(plan, kind)
+    where = f" (layer{'s' if len(gone) > 1 else ''} {', '.join(map(str, gone))})" if gone else ""
+    return f"{len(gone) or 'none'} of {plan.num_layers} {NOUNS[kind]} modules{where}"
+
+
+def _gone(plan: HomePlan, kind: str) -> list[int]:
+    """Source layers whose module is not in the pool."""
+    return sorted(set(range(plan.num_layers)) - set(plan.layers(kind)))
+
+
+def _block_weights(config: GPT2Config | MomConfig) -> int:
+    """Parameters of the modules alone, without embeddings, norms and routers."""
+    counts = parameters(config)
+    return counts.attention + counts.ffn
+
+
+def _reused(plan: HomePlan, kind: str) -> str:
+    """Which removed half-layers run another layer's module; empty if none."""
+    pairs = []
+    for step, layer in enumerate(plan.step_layers):
+        home = plan.home_layer(kind, step)
+        if layer is not None and home not in (None, layer):
+            pairs.append(f"{layer} runs {home}'s")
+    return f"{NOUNS[kind]} of removed layers that still runs: layer {', layer '.join(pairs)}" if pairs else ""
+
+
+def _depth_lines(plan: HomePlan) -> list[str]:
+    """What a depth other than the source's changes."""
+    kept = {layer for layer in plan.step_layers if layer is not None}
+    dropped = [str(layer) for layer in range(plan.num_layers) if layer not in kept]
+    added = [str(step) for step, layer in enumerate(plan.step_layers) if layer is None]
+    lines = []
+    if dropped:
+        lines.append(f"--depth {len(plan.step_layers)} drops {len(dropped)} whole layers: {', '.join(dropped)}")
+    if added:
+        lines.append(f"--depth {len(plan.step_layers)} adds steps {', '.join(added)}, which skip until routers learn")
+    return lines
+
+
+def _loss_lines(plan: HomePlan, importance: Importance) -> list[str]:
+    """The calibration loss before and after, where just this plan's removals were measured together."""
+    gone = {(kind, layer) for kind in NOUNS for layer in range(plan.num_layers) if _is_gone(plan, kind, layer)}
+    done: set[tuple[str, int]] = set()
+    for removal in importance.removals:
+        done.add((removal.kind, removal.layer))
+        if done == gone and removal.loss is not None:
+            return [
+                f"calibration loss {importance.base_loss:.3f} -> {removal.loss:.3f} nats per token "
+                f"with these left out, before training ({importance.tokens:,} tokens, {importance.method})"
+            ]
+    return []
+
+
+def _is_gone(plan: HomePlan, kind: str, layer: int) -> bool:
+    """Whether the source layer's own module is left out: not in the pool, or no step for it."""
+    return layer not in plan.layers(kind) or layer not in plan.step_layers
+
+
+def _layer_rows(plan: HomePlan, importance: Importance) -> tuple[tuple[str, ...], ...]:
+    """One row per source layer, and per added step where it stands."""
+    rows = []
+    step_of = {layer: step for step, layer in enumerate(plan.step_layers) if layer is not None}
+    added = {step for step, layer in enumerate(plan.step_layers) if layer is None}
+    reached = 0
+    for layer in range(plan.num_layers):
+        step = step_of.get(layer)
+        if step is not None:
+            rows += [_added_row(plan, between) for between in range(reached, step) if between in added]
+            reached = step + 1
+        rows.append(_layer_row(plan, importance, layer, step))
+    return tuple(rows + [_added_row(plan, step) for step in range(reached, len(plan.step_layers))])
+
+
+def _layer_row(plan: HomePlan, importance: Importance, layer: int, step: int | None) -> tuple[str, ...]:
+    cells = [str(layer)]
+    for kind in NOUNS:
+        cells += [_fate(plan, kind, layer, step), _signed(importance, kind, layer)]
+    return tuple(cells)
+
+
+def _signed(importance: Importance, kind: str, layer: int) -> str:
+    """Loss increase of the removal; of leaving this one out alone where it stays."""
+    return f"{importance.cost(kind, layer):+.4f}" if importance.tokens else "-"
+
+
+def _fate(plan: HomePlan, kind: str, layer: int, step: int | None) -> str:
+    """kept, removed, reuses 3, in the pool only."""
+    in_pool = layer in plan.layers(kind)
+    home = None if step is None else plan.home_layer(kind, step)
+    if home == layer:
+        return "kept"
+    if in_pool:
+        return "in the pool, no step of its own"
+    return "removed" if home is None else f"removed, runs {home}'s"
+
+
+def _added_row(plan: HomePlan, step: int) -> tuple[str, ...]:
+    runs = ["may run" if step in plan.running_steps(kind) else "skips" for kind in NOUNS]
+    return ("+", f"added, {runs[0]}", "-", f"added, {runs[1]}", "-")
+
+
+def _cost_rows(source: GPT2Config, target: MomConfig) -> tuple[tuple[str, ...], ...]:
+    """Parameters, MACs and KV cache before and after, and the flag that changes each."""
+    length = source.n_positions
+    after = mom_macs(target, 1, length, planned_usage(target, 1, length)).total
+    numbers: Sequence[tuple[str, float, float, str]] = (
+        ("parameters", parameters(source).total, parameters(target).total, "--mha --ffn"),
+        ("block weights", _block_weights(source), _block_weights(target), "--mha --ffn"),
+        (
+            f"MACs, {length} tokens",
+            dense_macs(source, 1, length).total,
+            after,
+            "--mha-steps --ffn-steps --depth",
+        ),
+        (
+            "KV bytes per token (16 bit)",
+            kv_bytes_per_token(source),
+            kv_bytes_per_token(target),
+            "--mha-steps",
+        ),
+    )
+    return tuple((name, _count(old), _count(new), f"{new / old:.2f}x", flag) for name, old, new, flag in numbers)
+
+
+def _count(number: float) -> str:
+    """1.23 G, 45.6 M, 7.9 k, 512."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"

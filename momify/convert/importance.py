@@ -1,0 +1,295 @@
+"""Which half-layers the source can do without: its loss on calibration text with sets of them left out.
+
+A half-layer is one attention or feed-forward block: (kind, layer). Losses are mean cross-entropies per token
+in nats. Residuals before half-layers are kept ("anchors"): a candidate at depth l costs the layers from l on.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from momify.convert.layers import Frame, Layers
+from momify.errors import MomifyError
+
+KINDS = ("mha", "ffn")
+HalfLayer = tuple[str, int]  # ("mha" or "ffn", layer)
+Progress = Callable[[int, int], None]  # done, total
+ANCHOR_BYTES = 256 << 20  # all anchors of all batches together
+BATCH_TOKENS = 1024  # a batch's activations stay in a core's cache at small widths
+LOGIT_VALUES = 1 << 22  # logits held at once: 16 MB in float32
+
+
+@dataclass(frozen=True)
+class Network:
+    """The source in a form that runs: folded layers and what surrounds them."""
+
+    layers: Layers
+    frame: Frame
+    num_heads: int
+    activation: Callable[[Tensor], Tensor]
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One half-layer left out: what it added to the loss, and the loss after it (None where not measured)."""
+
+    kind: str
+    layer: int
+    increase: float
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What was measured: losses in nats per token, half-layers in the order of their removal."""
+
+    method: str  # greedy | leave_one_out | none
+    num_layers: int
+    tokens: int  # predictions scored
+    base_loss: float
+    mha_increase: tuple[float, ...]  # (L,) loss increase when that attention alone is left out
+    ffn_increase: tuple[float, ...]  # (L,)
+    removals: tuple[Removal, ...] = ()
+    evaluations: int = 0  # passes over the calibration tokens, full or from an anchor on
+
+    def increases(self, kind: str) -> tuple[float, ...]:
+        """Leave-one-out loss increases of one kind, per layer."""
+        return self.mha_increase if kind == "mha" else self.ffn_increase
+
+    def order(self, kind: str) -> list[int]:
+        """Layers of one kind from the first to remove to the one needed most, all L of them."""
+        removed = [removal.layer for removal in self.removals if removal.kind == kind]
+        rest = sorted(set(range(self.num_layers)) - set(removed), key=lambda i: (self.increases(kind)[i], i))
+        return removed + rest
+
+    def cost(self, kind: str, layer: int) -> float:
+        """Loss increase at the layer's removal, or its leave-one-out increase where it was never removed."""
+        for removal in self.removals:
+            if (removal.kind, removal.layer) == (kind, layer):
+                return removal.increase
+        return self.increases(kind)[layer]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Importance":
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        fixed = {name: tuple(data[name]) for name in ("mha_increase", "ffn_increase")}
+        return cls(**{**data, **fixed, "removals": tuple(Removal(**removal) for removal in data["removals"])})
+
+    @classmethod
+    def unmeasured(cls, num_layers: int) -> "Importance":
+        """For a conversion that removes nothing and so needs no calibration."""
+        zeros = (0.0,) * num_layers
+        return cls("none", num_layers, 0, 0.0, zeros, zeros)
+
+
+class PrunedLosses:
+    """Losses of a network on fixed tokens with half-layers left out, one by one and for good.
+
+    Half-layers are numbered in the order they run: 2 l is the attention of layer l, 2 l + 1 its feed-forward.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tokens: Tensor,
+        batch_tokens: int = BATCH_TOKENS,
+        anchor_bytes: int = ANCHOR_BYTES,
+    ) -> None:
+        """`tokens`: (S, T) int64 rows of text, the first token of each row is not scored."""
+        self.network = network
+        self.batches = tokens.split(max(1, batch_tokens // tokens.shape[1]))
+        self.scored = tokens.shape[0] * (tokens.shape[1] - 1)
+        self.removed: set[int] = set()
+        self.evaluations = 0
+        self.halves = 2 * network.layers.num_layers
+        state_bytes = tokens.numel() * network.frame.wte.shape[1] * network.frame.wte.element_size()
+        self.stride = -(-self.halves * state_bytes // anchor_bytes)  # an anchor before every stride-th half-layer
+        self.anchors: list[dict[int, Tensor]] = [{} for _ in self.batches]
+
+    @torch.inference_mode()
+    def loss_without(self, half: int | None = None) -> float:
+        """Mean loss with the half-layers removed so far and, if given, `half` left out."""
+        self.evaluations += 1
+        start = self.halves if half is None else half
+        total = 0.0
+        for batch, anchors in zip(self.batches, self.anchors, strict=True):
+            x = self._residual_before(start, batch, anchors)
+            for later in range(start + 1, self.halves):
+                x = self._after(later, x)
+            total += token_losses(self.network, x, batch)
+        return total / self.scored
+
+    def remove(self, half: int) -> None:
+        """Leave `half` out from now on; anchors behind it are void."""
+        self.removed.add(half)
+        self.anchors = [{at: x for at, x in anchors.items() if at <= half} for anchors in self.anchors]
+
+    def _residual_before(self, half: int, batch: Tensor, anchors: dict[int, Tensor]) -> Tensor:
+        """The residual (B, T, D) that half-layer `half` reads, from the nearest anchor on."""
+        at = max((place for place in anchors if place <= half), default=0)
+        x = anchors[at] if at in anchors else embed(self.network.frame, batch)
+        for place in range(at, half + 1):
+            if place % self.stride == 0:
+                anchors[place] = x
+            if place < half:
+                x = self._after(place, x)
+        return x
+
+    def _after(self, half: int, x: Tensor) -> Tensor:
+        """The residual behind half-layer `half`, which does nothing if it was removed."""
+        return x if half in self.removed else x + half_layer_update(self.network, half, x)
+
+
+def embed(frame: Frame, tokens: Tensor) -> Tensor:
+    """(B, T) tokens -> (B, T, D) first residual."""
+    return frame.wte[tokens] + frame.wpe[: tokens.shape[1]]
+
+
+def half_layer_update(network: Network, half: int, x: Tensor) -> Tensor:
+    """What half-layer `half` adds to the residual x (B, T, D); same shape."""
+    layers, layer = network.layers, half // 2
+    x_hat = F.layer_norm(x, x.shape[-1:], eps=network.epsilon)
+    if half % 2:
+        inner = network.activation(_project(x_hat, layers.up_weight[layer], layers.up_bias[layer]))
+        return _project(inner, layers.down_weight[layer], layers.down_bias[layer])
+    qkv = _project(x_hat, layers.qkv_weight[layer], layers.qkv_bias[layer])  # (B, T, 3D)
+    q, k, v = qkv.unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, N, T, D/N) each
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)  # (B, T, D)
+    return _project(y, layers.out_weight[layer], layers.out_bias[layer])
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (B, T, E) @ weight (E, F) + bias, as one matrix product."""
+    return torch.addmm(bias, x.flatten(0, 1), weight).unflatten(0, x.shape[:2])
+
+
+def token_losses(network: Network, x: Tensor, tokens: Tensor) -> float:
+    """Sum of next-token cross-entropies of the last residual x (B, T, D), logits a piece at a time."""
+    frame = network.frame
+    x = F.layer_norm(x, x.shape[-1:], frame.ln_f_weight, frame.ln_f_bias, network.epsilon)
+    rows, targets = x[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    piece = max(1, LOGIT_VALUES // frame.head.shape[0])
+    losses = (
+        F.cross_entropy(part @ frame.head.T, target, reduction="none").double().sum()
+        for part, target in zip(rows.split(piece), targets.split(piece), strict=True)
+    )
+    return float(sum(losses))
+
+
+def pruned_loss(network: Network, tokens: Tensor, removed: Iterable[HalfLayer]) -> float:
+    """Mean loss of the network on `tokens` (S, T) with the half-layers `removed` left out."""
+    losses = PrunedLosses(network, tokens)
+    for kind, layer in removed:
+        losses.remove(2 * layer + KINDS.index(kind))
+    return losses.loss_without()
+
+
+def measure_importance(
+    network: Network,
+    tokens: Tensor,
+    quotas: tuple[int, int],
+    method: str = "greedy",
+    progress: Progress | None = None,
+) -> Importance:
+    """Measure every half-layer and choose which `quotas` = (attention, feed-forward) of them to remove.
+
+    greedy: leave-one-out losses first; then again and again the cheapest candidate of both kinds goes,
+    measured beside all that went before it. Only the cheapest stale candidate is measured anew until the
+    cheapest is fresh (lazy greedy). leave_one_out: the cheapest by the first losses alone.
+    `tokens` is (S, T) int64; `progress` is told how many measurements and removals of how many are done.
+    Raises MomifyError for tokens that the network cannot read and for an unknown method.
+    """
+    _check_tokens(network, tokens)
+    if method not in ("greedy", "leave_one_out"):
+        raise MomifyError(f"importance method {method!r} is unknown; use greedy or leave_one_out")
+    losses = PrunedLosses(network, tokens)
+    steps = _Steps(losses.halves + sum(quotas), progress)
+    base = losses.loss_without()
+    increases = []
+    for half in range(losses.halves):
+        increases.append(losses.loss_without(half) - base)
+        steps.advance()
+    choose = _remove_lazily if method == "greedy" else _remove_at_once
+    removals = choose(losses, base, increases, quotas, steps)
+    return Importance(
+        method=method,
+        num_layers=network.layers.num_layers,
+        tokens=losses.scored,
+        base_loss=base,
+        mha_increase=tuple(increases[0::2]),
+        ffn_increase=tuple(increases[1::2]),
+        removals=tuple(removals),
+        evaluations=losses.evaluations,
+    )
+
+
+class _Steps:
+    """Counts what is done for a progress callback."""
+
+    def __init__(self, total: int, report: Progress | None) -> None:
+        self.done, self.total, self.report = 0, total, report
+
+    def advance(self) -> None:
+        self.done += 1
+        if self.report is not None:
+            self.report(self.done, self.total)
+
+
+def _remove_lazily(
+    losses: PrunedLosses, base: float, increases: list[float], quotas: tuple[int, int], steps: _Steps
+) -> list[Removal]:
+    """Lazy greedy over both kinds until each quota is met."""
+    left, loss, removals = list(quotas), base, []
+    stale = dict(enumerate(increases))
+    fresh = set(stale)  # measured beside exactly what has been removed so far
+    while sum(left):
+        half = min((h for h in stale if left[h % 2]), key=lambda h: (stale[h], h))
+        if half not in fresh:
+            stale[half] = losses.loss_without(half) - loss
+            fresh.add(half)
+            continue
+        increase = stale.pop(half)
+        loss += increase
+        left[half % 2] -= 1
+        losses.remove(half)
+        fresh.clear()
+        removals.append(Removal(KINDS[half % 2], half // 2, increase, loss))
+        steps.advance()
+    return removals
+
+
+def _remove_at_once(
+    losses: PrunedLosses, base: float, increases: list[float], quotas: tuple[int, int], steps: _Steps
+) -> list[Removal]:
+    """The cheapest of each kind by leave-one-out increase; only the loss without all of them is measured."""
+    chosen = []
+    for kind, quota in enumerate(quotas):
+        chosen += sorted(range(kind, losses.halves, 2), key=lambda h: (increases[h], h))[:quota]
+    chosen.sort(key=lambda h: (increases[h], h))
+    for half in chosen:
+        losses.remove(half)
+        steps.advance()
+    after = losses.loss_without() if chosen else base
+    return [Removal(KINDS[h % 2], h // 2, increases[h], after if h == chosen[-1] else None) for h in chosen]
+
+
+def _check_tokens(network: Network, tokens: Tensor) -> None:
+    """Raise MomifyError unless `tokens` are rows that the network can read."""
+    rows, length = tokens.shape
+    positions, vocabulary = network.frame.wpe.shape[0], network.frame.wte.shape[0]
+    if rows < 1 or not 2 <= length <= positions:
+        raise MomifyError(
+            f"calibration text has {rows} rows x {length} tokens; give at least 1 row of 2 to {positions}"
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocabulary:
+        raise MomifyError(f"calibration token {high if low >= 0 else low} is outside the vocabulary of {vocabulary}")

@@ -1,0 +1,168 @@
+"""Perplexity by the windowed protocol of the transformers docs; the protocol travels with the number."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from momify.errors import MomifyError
+
+Progress = Callable[[int, int], None]  # windows done, windows in all
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How text is cut into windows: `block` tokens each, `stride` tokens apart, `batch` windows at a time.
+
+    Raises MomifyError for a block below 2 tokens, a stride outside 1..block, or a batch below 1.
+    """
+
+    block: int = 1024
+    stride: int = 1024
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.block < 2:
+            raise MomifyError(f"block {self.block} is too short: a window needs 2 tokens or more")
+        if not 1 <= self.stride <= self.block:
+            raise MomifyError(f"stride {self.stride} must lie in 1..{self.block} (the block): choose one")
+        if self.batch < 1:
+            raise MomifyError(f"batch {self.batch} must be at least 1 window: choose a larger one")
+
+    def describe(self, tokens: int, dtype: torch.dtype) -> str:
+        """One line that says what was measured, to stand beside the number."""
+        scored = "first token of a window unscored"
+        if self.stride < self.block:
+            scored = "every token but the first scored once"
+        name = str(dtype).removeprefix("torch.")
+        return f"block {self.block}, stride {self.stride}, {tokens:,} tokens, {name}, {scored}"
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """The mean loss (nats per scored token), what follows from it, and the protocol it was measured by."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    tokens: int
+    scored: int
+    windows: int
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens `begin`..`end` of the text; the predictions of tokens `first`..`end` are scored."""
+
+    begin: int
+    first: int
+    end: int
+
+
+def windows(tokens: int, protocol: Protocol) -> Iterator[Window]:
+    """The windows over `tokens` tokens of text, the last one shorter where it ends early.
+
+    A window's first token has no prediction; it is scored by the window before where the two overlap.
+    """
+    scored_up_to = 0
+    for begin in range(0, tokens, protocol.stride):
+        end = min(begin + protocol.block, tokens)
+        first = max(scored_up_to, begin + 1)
+        if first < end:
+            yield Window(begin, first, end)
+        scored_up_to = end
+        if end == tokens:
+            return
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    protocol: Protocol,
+    token_bytes: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Perplexity of a causal `model` on `tokens` (N,) int64; `token_bytes` (N,) gives bits per byte.
+
+    `token_bytes` holds how many bytes of text each token stands for; those of the scored tokens count.
+    The model is left in the mode (train, eval) it came in.
+    Raises MomifyError for a text or block that does not fit the model.
+    """
+    _check_fit(model, tokens, protocol, token_bytes)
+    plan = list(windows(len(tokens), protocol))
+    nll, scored, size, done = 0.0, 0, 0, 0
+    training = model.training
+    model.eval()
+    try:
+        for group in _batches(plan, protocol.batch):
+            nll += _group_nll(model, tokens, group)
+            scored += sum(w.end - w.first for w in group)
+            if token_bytes is not None:
+                size += sum(int(token_bytes[w.first : w.end].sum()) for w in group)
+            done += len(group)
+            if progress is not None:
+                progress(done, len(plan))
+    finally:
+        model.train(training)
+    loss = nll / scored
+    return Perplexity(
+        loss=loss,
+        perplexity=math.exp(loss) if loss < 700 else math.inf,  # exp overflows a float just above
+        bits_per_byte=nll / math.log(2) / size if size else None,
+        tokens=len(tokens),
+        scored=scored,
+        windows=len(plan),
+        protocol=protocol.describe(len(tokens), model.dtype),
+    )
+
+
+def _batches(plan: list[Window], batch: int) -> Iterator[list[Window]]:
+    """Groups of at most `batch` windows of one length (only the last is shorter): nothing is padded."""
+    group: list[Window] = []
+    for window in plan:
+        same_length = not group or window.end - window.begin == group[0].end - group[0].begin
+        if group and (len(group) == batch or not same_length):
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group
+
+
+@torch.no_grad()
+def _group_nll(model: PreTrainedModel, tokens: Tensor, group: list[Window]) -> float:
+    """Sum of -log p over the scored tokens of some windows of one length."""
+    inputs = torch.stack([tokens[w.begin : w.end] for w in group]).to(model.device)  # (B, T)
+    logits = model(input_ids=inputs, use_cache=False).logits  # (B, T, V)
+    total = 0.0
+    for row, window in enumerate(group):
+        first = window.first - window.begin
+        kept = logits[row, first - 1 : -1].float()
+        losses = F.cross_entropy(kept, inputs[row, first:], reduction="none")
+        total += losses.double().sum().item()  # float64: a million small terms
+    return total
+
+
+def _check_fit(model: PreTrainedModel, tokens: Tensor, protocol: Protocol, sizes: Tensor | None) -> None:
+    """Refuse what would otherwise end in an index error, or in a number that means nothing."""
+    positions, vocab = model.config.max_position_embeddings, model.config.vocab_size
+    if tokens.dim() != 1 or len(tokens) < 2:
+        raise MomifyError(f"tokens of shape {tuple(tokens.shape)} cannot be scored: give a row of 2 or more")
+    if protocol.block > positions:
+        raise MomifyError(
+            f"block {protocol.block} is longer than the model's {positions} positions: shorten it"
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocab:
+        raise MomifyError(
+            f"token ids {low}..{high} do not fit {vocab} entries: use the model's own tokenizer"
+        )
+    if sizes is not None and sizes.shape != tokens.shape:
+        raise MomifyError(
+            f"token_bytes has shape {tuple(sizes.shape)}, not {tuple(tokens.shape)}: one per token"
+        )

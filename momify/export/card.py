@@ -1,0 +1,101 @@
+"""The model card (README.md) of an exported MoM: what it is, how to load it, what it costs, where it comes from."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from momify.measure.cost import attention_steps, kv_bytes_per_token, parameters
+from momify.model import MomConfig
+from momify.report.markdown import escape, fenced, table
+from momify.report.words import amount, size
+
+Json = dict[str, Any]
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+_USE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+inputs = tokenizer("Hello", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0]))"""
+
+
+def model_card(config: Json, provenance: Json, report: Json | None = None) -> str:
+    """README.md from config.json, momify.json and, where there is one, report.json."""
+    source = _display(_recorded(provenance))
+    sections = [
+        _front_matter(_recorded(provenance)),
+        f"# {escape(source or 'A GPT-2')} as a Mixture of Modules",
+        "A GPT-2 taken apart into a pool of attention and feed-forward modules; a router picks a module, or SKIP, "
+        "for each token at each step ([Mixture-of-Modules](https://arxiv.org/abs/2407.06677)). Made by momify.",
+        _numbers(report),
+        "## Use",
+        "The model's code lies in this folder and needs torch and transformers only; `trust_remote_code=True` lets it "
+        "run. Read it first if you do not know where the folder comes from.",
+        fenced(_USE, "python"),
+        "## Shape",
+        _shape(MomConfig.from_dict(config)),
+        _origin(source, provenance),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _recorded(provenance: Json) -> str | None:
+    """The source as the conversion recorded it: a hub name, or a folder on some machine."""
+    source = provenance.get("source")
+    name = source.get("model") if isinstance(source, dict) else None
+    return name if isinstance(name, str) and name.strip() else None
+
+
+def _display(name: str | None) -> str | None:
+    """A source's name without the folders of the machine that converted it."""
+    return name if name is None or _HUB_NAME.fullmatch(name) else re.split(r"[\\/]", name.rstrip("\\/"))[-1]
+
+
+def _front_matter(name: str | None) -> str:
+    """What the hub reads; JSON strings are YAML strings, so nothing in a name can break out of its line."""
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    lines += ["tags: [momify, mixture-of-modules, gpt2]"]
+    if name and _HUB_NAME.fullmatch(name) and not Path(name).exists():  # a folder is no base model
+        lines.append(f"base_model: {json.dumps(name)}")
+    return "\n".join([*lines, "---"])
+
+
+def _numbers(report: Json | None) -> str:
+    if report is None:
+        return ""
+    protocol = report["perplexity"]["protocol"]
+    return f"**{escape(report['verdict'])}.** Perplexity on held-out text: {escape(protocol)}."
+
+
+def _shape(config: MomConfig) -> str:
+    rows = [
+        ["attention modules", str(config.num_mha_modules)],
+        ["feed-forward modules", str(config.num_ffn_modules)],
+        ["steps", f"{config.num_steps}, attention in {attention_steps(config)} of them"],
+        ["modules per token and step", str(config.modules_per_token)],
+        [
+            "width, inner width, heads",
+            f"{config.hidden_size}, {config.intermediate_size}, {config.num_attention_heads}",
+        ],
+        ["vocabulary, positions", f"{config.vocab_size}, {config.n_positions}"],
+        ["parameters", amount(parameters(config).total)],
+        ["KV cache per token, 16 bit", size(kv_bytes_per_token(config))],
+    ]
+    return table(["", ""], rows)
+
+
+def _origin(source: str | None, provenance: Json) -> str:
+    """Where it comes from; the whole record is in momify.json beside the card."""
+    lines = ["## Origin"]
+    found = provenance.get("source")
+    digest = found.get("sha256") if isinstance(found, dict) else None
+    lines.append(f"Source: {escape(source or 'unknown')}" + (f", SHA-256 {escape(digest)}." if digest else "."))
+    trained = provenance.get("trained")
+    if isinstance(trained, dict):
+        steps, tokens = escape(trained.get("steps")), escape(trained.get("tokens"))
+        lines.append(f"Trained after conversion: {steps} steps, {tokens} tokens.")
+    lines.append("Recipe, versions and settings: `momify.json`.")
+    return "\n\n".join(lines)

@@ -1,0 +1,59 @@
+"""Text from a causal language model, and how fast it came."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from momify.errors import MomifyError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 or several beams: no drawing."""
+
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    top_k: int = 50
+    beams: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Prompt and continuation, how many tokens are new, and how many came a second."""
+
+    text: str
+    tokens: int
+    speed: float
+
+
+@torch.no_grad()
+def generate_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
+) -> Generated:
+    """Go on from `prompt` (an empty one: from the beginning of a document).
+
+    Raises MomifyError when prompt and new tokens do not fit the model's positions.
+    """
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.bos_token_id or tokenizer.eos_token_id]
+    positions = model.config.max_position_embeddings
+    if len(ids) >= positions:
+        raise MomifyError(f"the prompt has {len(ids)} tokens, the model {positions} positions; shorten it")
+    inputs = torch.tensor([ids], device=model.device)  # (1, T)
+    draw = sampling.temperature > 0 and sampling.beams == 1
+    set_seed(sampling.seed)
+    start = time.perf_counter()
+    out = model.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=min(sampling.max_new_tokens, positions - len(ids)),
+        do_sample=draw,
+        num_beams=sampling.beams,
+        pad_token_id=tokenizer.eos_token_id,
+        **({"temperature": sampling.temperature, "top_k": sampling.top_k} if draw else {}),
+    )
+    seconds = time.perf_counter() - start
+    new = out.shape[1] - len(ids)
+    return Generated(tokenizer.decode(out[0], skip_special_tokens=True), new, new / seconds)

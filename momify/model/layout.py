@@ -1,0 +1,59 @@
+"""Which half-steps a model executes, in order: the tables of a config, read once when a model is built."""
+
+from dataclasses import dataclass
+
+from .config import Kind, MomConfig
+
+
+@dataclass(frozen=True)
+class HalfStep:
+    """One executed half of a step: which kind, where it starts, what it may choose (design section 2)."""
+
+    step: int
+    kind: Kind
+    skip: int
+    """The choice that stands for SKIP: the pool's size M."""
+    home: int
+    reach: tuple[int, ...]
+    route: int | None
+    """Row of this half-step in its kind's router; None if there is one choice and so no router."""
+    slot: int | None
+    """Cache slot of the keys and values; None for a feed-forward half."""
+    key_home: int | None
+    """Module that makes key and value of a token that skips; None if none can skip or they are masked."""
+    masks_keys: bool
+    """Whether a token that skips is hidden from the later ones."""
+
+    @property
+    def routed(self) -> bool:
+        """Whether tokens choose here."""
+        return self.route is not None
+
+
+def half_steps(config: MomConfig) -> tuple[HalfStep, ...]:
+    """All half-steps that may run, in order; one that can only SKIP is left out and costs nothing."""
+    kinds: tuple[Kind, ...] = ("mha", "ffn")
+    return tuple(
+        _half_step(config, step, kind)
+        for step in range(config.num_steps)
+        for kind in kinds
+        if config.reach(kind)[step] != [config.num_modules(kind)]
+    )
+
+
+def _half_step(config: MomConfig, step: int, kind: Kind) -> HalfStep:
+    skip, home, reach = config.num_modules(kind), config.homes(kind)[step], config.reach(kind)[step]
+    # with K > 1 a token picks distinct choices, at most one of which is SKIP: its keys come from the others
+    can_skip = kind == "mha" and skip in reach and config.modules_per_token == 1
+    keeps_keys = can_skip and config.skipped_keys == "home" and home != skip
+    return HalfStep(
+        step=step,
+        kind=kind,
+        skip=skip,
+        home=home,
+        reach=tuple(reach),
+        route=config.routed(kind).index(step) if len(reach) > 1 else None,
+        slot=config.mha_slot(step) if kind == "mha" else None,
+        key_home=home if keeps_keys else None,
+        masks_keys=can_skip and not keeps_keys,
+    )

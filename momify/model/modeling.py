@@ -1,0 +1,345 @@
+"""The Mixture-of-Modules transformer for transformers: base class, body, and the causal language model.
+
+Shapes: B batch, T tokens of this call, S keys (past and new), n = B*T, D width, M modules, K picked, H steps,
+N heads.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.utils import can_return_tuple
+
+from .attention import Scene, attention_half
+from .cache import count_tokens
+from .config import Kind, MomConfig
+from .dispatch import routed
+from .layout import HalfStep, half_steps
+from .outputs import MomCausalLMOutput, MomModelOutput, RoutingRecord
+from .picking import Choosing, Picks, pick
+from .pool import FfnPool, MhaPool, Stack, StackedLinear
+from .router import Router, StepRouter
+
+
+class MomPreTrainedModel(PreTrainedModel):
+    """What all MoM models share: config class, capabilities, and how parameters start."""
+
+    config_class = MomConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules: ClassVar[list[str]] = ["MhaPool", "FfnPool"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As GPT-2: normal weights, zero biases, residual ones 1 / sqrt(2H) as large; routers pick homes."""
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, StackedLinear):
+            init.normal_(module.weight, std=std / (2 * self.config.num_steps) ** 0.5 if module.residual else std)
+            init.zeros_(module.bias)
+        elif isinstance(module, Router):
+            init.zeros_(module.weight)
+            init.copy_(module.bias, module.home_rows(self.config.home_bias))
+            # no file holds this buffer: from_pretrained leaves it uninitialised
+            init.copy_(module.closed, module.closed_choices())
+            if module.w_in is not None and module.b_in is not None:
+                init.normal_(module.w_in, std=std)
+                init.zeros_(module.b_in)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What the half-steps of one forward pass share."""
+
+    scene: Scene
+    choosing: Choosing
+    routers: dict[Kind, tuple[StepRouter, ...]]
+    ffn: tuple[Stack, Stack]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What one executed half-step leaves for the outputs."""
+
+    logits: Tensor | None
+    weights: Tensor | None
+    record: RoutingRecord
+
+
+class MomModel(MomPreTrainedModel):
+    """The body: embeddings, H steps of routed attention and feed-forward modules, final LayerNorm.
+
+    arXiv 2407.06677 section 3; design sections 2 and 3.
+    """
+
+    def __init__(self, config: MomConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.wte = nn.Embedding(config.vocab_size, width)
+        self.wpe = nn.Embedding(config.n_positions, width)
+        self.mha = MhaPool(config.num_mha_modules, width)
+        self.ffn = FfnPool(config.num_ffn_modules, width, config.intermediate_size)
+        self.mha_router = _make_router(config, "mha")
+        self.ffn_router = _make_router(config, "ffn")
+        self.ln_f = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
+        self.activation = ACT2FN[config.activation_function]
+        halves = half_steps(config)
+        self.steps = tuple(tuple(h for h in halves if h.step == step) for step in range(config.num_steps))
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.wte = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_router_logits: bool | None = None,
+        **kwargs: Any,
+    ) -> MomModelOutput:
+        """Hidden states (B, T, D) after the final LayerNorm for input_ids (B, T) or inputs_embeds (B, T, D).
+
+        attention_mask (B, S) marks padding by 0; positions count its ones unless position_ids are given.
+        Raises ValueError for neither or both inputs, too many tokens, or attentions asked of another than
+        eager.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, and not both")
+        self._check_attentions(output_attentions)
+        embeds = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = self._cache(past_key_values, use_cache)
+        x = self._embed(embeds, attention_mask, position_ids, cache)
+        shared = self._prepare(embeds, attention_mask, position_ids, cache)
+        keep_hidden = self._wants(output_hidden_states, "output_hidden_states")
+        x, hidden, reports = self._run(x, shared, keep_hidden)
+        attentions = tuple(r.weights for r in reports if r.record.kind == "mha")
+        logits = tuple(r.logits for r in reports if r.record.routed)
+        return MomModelOutput(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=hidden,
+            attentions=attentions if self._wants(output_attentions, "output_attentions") else None,
+            router_logits=logits if output_router_logits else None,
+            routing=tuple(r.record for r in reports) if output_router_logits else None,
+        )
+
+    def _wants(self, asked: bool | None, name: str) -> bool:
+        return bool(getattr(self.config, name, False) if asked is None else asked)
+
+    def _check_attentions(self, asked: bool | None) -> None:
+        if self._wants(asked, "output_attentions") and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions is set with attn_implementation {self.config._attn_implementation!r}; "
+                "call model.set_attn_implementation('eager')"
+            )
+
+    def _cache(self, past: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache to work on: none while checkpointing, as the steps run a second time in backward."""
+        if self.gradient_checkpointing and self.training:
+            return None
+        if past is not None:
+            return past
+        return DynamicCache(config=self.config) if self._wants(use_cache, "use_cache") else None
+
+    def _embed(
+        self, embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        """Token embeddings (B, T, D) plus those of their positions."""
+        past = 0 if cache is None else cache.get_seq_length()
+        if position_ids is None:
+            position_ids = default_positions(embeds, attention_mask, past)
+            if attention_mask is None and past + embeds.shape[1] > self.config.n_positions:
+                raise ValueError(
+                    f"input of {past + embeds.shape[1]} tokens is longer than n_positions "
+                    f"{self.config.n_positions}; shorten it"
+                )
+        x = embeds + self.wpe(position_ids)
+        return F.dropout(x, p=self.config.embd_pdrop, training=self.training)
+
+    def _prepare(
+        self, embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+    ) -> _Pass:
+        """Mask, cache, pool slices and routers for one pass."""
+        config = self.config
+        mask = create_causal_mask(
+            config=config,
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
+        if cache is not None and not config.running("mha"):
+            count_tokens(cache, embeds)
+        scene = Scene(
+            batch=embeds.shape[0],
+            heads=config.num_attention_heads,
+            mask=mask,
+            cache=cache,
+            implementation=config._attn_implementation,
+            dropout=config.attn_pdrop if self.training else 0.0,
+            module=self.mha,
+            qkv=self.mha.qkv(),
+            out=self.mha.out(),
+        )
+        explore = config.router_explore if self.training else 0.0
+        routers = (("mha", self.mha_router), ("ffn", self.ffn_router))
+        return _Pass(
+            scene=scene,
+            choosing=Choosing(config.modules_per_token, config.router_tau, explore),
+            routers={kind: () if router is None else router() for kind, router in routers},
+            ffn=(self.ffn.up(), self.ffn.down()),
+        )
+
+    def _run(
+        self, x: Tensor, shared: _Pass, keep_hidden: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, list[_Report]]:
+        """All steps and the final LayerNorm: (B, T, D), the hidden states if kept, a report per half-step."""
+        hidden, reports = [], []
+        for halves in self.steps:
+            hidden.append(x)
+            run = partial(self._step, halves=halves, shared=shared)
+            if self.gradient_checkpointing and self.training:
+                x, done = self._gradient_checkpointing_func(run, x)
+            else:
+                x, done = run(x)
+            reports.extend(done)
+        x = self.ln_f(x)
+        return x, (*hidden, x) if keep_hidden else None, reports
+
+    def _step(self, x: Tensor, halves: tuple[HalfStep, ...], shared: _Pass) -> tuple[Tensor, list[_Report]]:
+        """One step of x (B, T, D): its attention half, then its feed-forward half, as far as they run."""
+        rows, reports = x.reshape(-1, x.shape[-1]), []  # (n, D)
+        for half in halves:
+            y, report = self._half(rows, half, shared)
+            if y is not None:
+                rows = rows + F.dropout(y, p=self.config.resid_pdrop, training=self.training)
+            reports.append(report)
+        return rows.reshape(x.shape), reports
+
+    def _half(self, x: Tensor, half: HalfStep, shared: _Pass) -> tuple[Tensor | None, _Report]:
+        """What one half-step adds to x (n, D); None if no token runs."""
+        # without the affine part: each module's own is folded into its input projection
+        x_hat = F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_epsilon)
+        router = None if half.route is None else shared.routers[half.kind][half.route]
+        picks = pick(x_hat, half, router, shared.choosing)
+        if half.kind == "mha":
+            done = attention_half(x_hat, half, picks, shared.scene)
+            record = _record(half, picks, done.key_rows, attended=done.output is not None)
+            return done.output, _Report(picks.logits, done.weights, record)
+        y = routed(x_hat, picks.plan, shared.ffn, self.activation) if picks.plan.rows else None
+        return y, _Report(picks.logits, None, _record(half, picks, key_rows=0, attended=False))
+
+
+def _make_router(config: MomConfig, kind: Kind) -> Router | None:
+    """The router of one kind, or None if no step has a choice."""
+    routed_steps = config.routed(kind)
+    if not routed_steps:
+        return None
+    homes = [config.homes(kind)[step] for step in routed_steps]
+    reach = [config.reach(kind)[step] for step in routed_steps]
+    return Router(config.hidden_size, config.router_hidden, homes, reach, config.num_modules(kind))
+
+
+def _record(half: HalfStep, picks: Picks, key_rows: int, attended: bool) -> RoutingRecord:
+    return RoutingRecord(
+        step=half.step,
+        kind=half.kind,
+        modules=picks.modules,
+        gates=picks.gates.detach(),
+        routed=half.routed,
+        rows=picks.plan.rows,
+        key_rows=key_rows,
+        attended=attended,
+    )
+
+
+def default_positions(embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
+    """Positions (B or 1, T): the ones of a mask (B, S) counted, so that left padding shifts nothing."""
+    tokens = embeds.shape[1]
+    if attention_mask is not None and attention_mask.ndim == 2:
+        positions = attention_mask.long().cumsum(dim=1) - 1
+        return positions.clamp_min(0)[:, -tokens:]
+    return torch.arange(past, past + tokens, device=embeds.device).unsqueeze(0)
+
+
+class MomForCausalLM(MomPreTrainedModel, GenerationMixin):
+    """MoM with a language-model head, tied to the token embedding unless the config says otherwise."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.wte.weight"}
+
+    def __init__(self, config: MomConfig) -> None:
+        super().__init__(config)
+        self.model = MomModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> MomCausalLMOutput:
+        """Next-token logits (B, T, vocabulary), and with labels (B, T) the mean cross-entropy in nats.
+
+        Labels are shifted inside; -100 is not counted. logits_to_keep: the last so many positions (0: all),
+        or their indices. Further keywords go to the loss function (`num_items_in_batch`).
+        """
+        body = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_router_logits=output_router_logits,
+            return_dict=True,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(body.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MomCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=body.past_key_values,
+            hidden_states=body.hidden_states,
+            attentions=body.attentions,
+            router_logits=body.router_logits,
+            routing=body.routing,
+        )

@@ -1,0 +1,210 @@
+"""From measurements to report.json: one plain dict, described in docs/report-schema.md."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from momify.evaluate.perplexity import Perplexity
+from momify.measure.cost import Macs, Parameters
+from momify.measure.flops import Count
+from momify.measure.latency import Latency
+from momify.measure.macs import MacCounts
+from momify.measure.memory import Memory
+from momify.measure.routing import PoolUse, RoutingUse, StepUse
+from momify.report.provenance import Provenance
+from momify.report.words import Json, verdict
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on one model: the source, or the MoM made from it."""
+
+    name: str
+    parameters: Parameters
+    memory: Memory
+    macs: MacCounts
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Perplexity by one protocol: of the source, of the MoM as converted, of it trained (None: not yet)."""
+
+    source: Perplexity
+    start: Perplexity
+    trained: Perplexity | None = None
+
+
+def build_report(
+    source: Measured,
+    mom: Measured,
+    quality: Quality,
+    provenance: Provenance,
+    latency: Latency | None = None,
+    routing: RoutingUse | None = None,
+) -> Json:
+    """The dict of report.json: plain JSON values, null for what was not measured or is not finite.
+
+    `latency` holds the speeds of models named "source" and "mom". Raises ValueError where the two sides were
+    not measured alike (dtype, input shape, protocol): such numbers must not stand beside each other.
+    """
+    _check_alike(source, mom, quality)
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "source": source.name,
+        "mom": mom.name,
+        "parameters": _parameters(source, mom),
+        "macs": _macs(source.macs, mom.macs),
+        "memory": _memory(source.memory, mom.memory),
+        "speed": None if latency is None else _speed(latency),
+        "perplexity": _perplexity(quality),
+        "routing": None if routing is None else _routing(routing),
+        "provenance": _provenance(provenance),
+    }
+    report = _finite(report)
+    return {"verdict": verdict(report), **report}
+
+
+def _check_alike(source: Measured, mom: Measured, quality: Quality) -> None:
+    pairs = {
+        "dtype": (source.memory.dtype, mom.memory.dtype),
+        "MAC input": ((source.macs.batch, source.macs.tokens), (mom.macs.batch, mom.macs.tokens)),
+        "protocol": (quality.source.protocol, quality.start.protocol),
+        "protocol after training": (quality.source.protocol, (quality.trained or quality.source).protocol),
+    }
+    for name, (before, after) in pairs.items():
+        if before != after:
+            raise ValueError(f"{name} is {before} for the source and {after} for the MoM: measure both alike")
+
+
+def _parameters(source: Measured, mom: Measured) -> Json:
+    sides = {"source": source.parameters, "mom": mom.parameters}
+    return {side: {"total": found.total, **found.parts()} for side, found in sides.items()}
+
+
+def _macs(source: MacCounts, mom: MacCounts) -> Json:
+    return {
+        "batch": source.batch,
+        "tokens": source.tokens,
+        "inputs": len(mom.closed),
+        "source": _mac_side(source),
+        "mom": _mac_side(mom),
+    }
+
+
+def _mac_side(counts: MacCounts) -> Json:
+    low, high = counts.spread
+    return {
+        "macs": counts.mean.total,
+        "flops": counts.mean.flops,
+        "low": low,
+        "high": high,
+        "parts": counts.mean.parts(),
+        "counters": [_one_input(*found) for found in zip(counts.closed, counts.fvcore, counts.torch, strict=False)],
+        "largest_difference": counts.largest_difference,
+        "agree": counts.agree,
+        "unsupported": _unsupported(counts),
+    }
+
+
+def _one_input(closed: Macs, fvcore: Count, torch: Count) -> Json:
+    return {"closed_form": closed.total, "fvcore": fvcore.macs, "torch": torch.macs}
+
+
+def _unsupported(counts: MacCounts) -> list[Json]:
+    """Operators that fvcore left out, each once, whichever input it came up in."""
+    found = {op.name: op for count in counts.fvcore for op in count.unsupported}
+    return [{"operator": name, "kind": op.kind, "arithmetic": op.arithmetic} for name, op in sorted(found.items())]
+
+
+def _memory(source: Memory, mom: Memory) -> Json:
+    return {"dtype": source.dtype, "source": _memory_side(source), "mom": _memory_side(mom)}
+
+
+def _memory_side(memory: Memory) -> Json:
+    return {
+        "weight_bytes": memory.weight_bytes,
+        "kv_bytes_per_token": memory.kv_bytes_per_token,
+        "kv_bytes_per_token_measured": memory.kv_bytes_per_token_measured,
+        "kv_steps": memory.kv_steps,
+    }
+
+
+def _speed(latency: Latency) -> Json:
+    source, mom = latency.speeds["source"], latency.speeds["mom"]
+    return {
+        "protocol": latency.protocol,
+        "device": latency.device,
+        "dtype": latency.dtype,
+        "threads": latency.threads,
+        "source": asdict(source),
+        "mom": asdict(mom),
+        "prefill_ratio": mom.prefill.median / source.prefill.median,
+        "decode_ratio": mom.decode.median / source.decode.median,
+    }
+
+
+def _perplexity(quality: Quality) -> Json:
+    return {
+        "protocol": quality.source.protocol,
+        "source": _one_perplexity(quality.source),
+        "mom_start": _one_perplexity(quality.start),
+        "mom_trained": None if quality.trained is None else _one_perplexity(quality.trained),
+    }
+
+
+def _one_perplexity(found: Perplexity) -> Json:
+    return {
+        "perplexity": found.perplexity,
+        "loss": found.loss,
+        "bits_per_byte": found.bits_per_byte,
+        "tokens": found.tokens,
+        "scored": found.scored,
+    }
+
+
+def _routing(use: RoutingUse) -> Json:
+    return {
+        "tokens": use.tokens,
+        "mha": _pool_use(use.mha),
+        "ffn": _pool_use(use.ffn),
+        "steps": [_step_use(step) for step in use.steps],
+    }
+
+
+def _pool_use(pool: PoolUse) -> Json:
+    return {"loads": list(pool.loads), "imbalance": pool.imbalance, "dead": list(pool.dead)}
+
+
+def _step_use(use: StepUse) -> Json:
+    return {
+        "step": use.step,
+        "kind": use.kind,
+        "home": use.home,
+        "choices": use.choices,
+        "shares": list(use.shares),
+        "skip_share": use.skip_share,
+        "entropy": use.entropy,
+    }
+
+
+def _provenance(found: Provenance) -> Json:
+    return {
+        **asdict(found.origin),
+        "commit": found.commit,
+        "versions": dict(found.versions),
+        "machine": dict(found.machine),
+        "notes": list(found.notes),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

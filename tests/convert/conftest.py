@@ -1,0 +1,97 @@
+"""Checkpoints on disk in every form that a GPT-2 comes in, and GPT-2s with sublayers taken out."""
+
+import copy
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import GPT2LMHeadModel
+
+Save = Callable[..., Path]
+
+
+def write_config(folder: Path, model: GPT2LMHeadModel) -> None:
+    data = json.loads(model.config.to_json_string(use_diff=False))
+    (folder / "config.json").write_text(json.dumps({**data, "model_type": "gpt2"}))
+
+
+def state_without_tied_head(model: GPT2LMHeadModel) -> dict[str, torch.Tensor]:
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return state
+
+
+def save_form(model: GPT2LMHeadModel, folder: Path, form: str = "safetensors") -> Path:
+    """Write `model` as safetensors, bin, sharded-safetensors, sharded-bin, no-prefix or old-buffers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, model)
+    state = state_without_tied_head(model)
+    if form == "no-prefix":
+        state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    if form == "old-buffers":
+        for layer in range(model.config.n_layer):
+            mask = torch.ones(1, 1, 48, 48, dtype=torch.uint8).tril()
+            state |= {f"transformer.h.{layer}.attn.bias": mask}
+            state |= {f"transformer.h.{layer}.attn.masked_bias": torch.tensor(-1e4)}
+    suffix = "bin" if form.endswith("bin") else "safetensors"
+    write = torch.save if suffix == "bin" else save_file
+    stem = "pytorch_model" if suffix == "bin" else "model"
+    if not form.startswith("sharded"):
+        write(state, folder / f"{stem}.{suffix}")
+        return folder
+    names = sorted(state)
+    files = {f"{stem}-0000{i + 1}-of-00003.{suffix}": names[i::3] for i in range(3)}
+    for file, part in files.items():
+        write({name: state[name] for name in part}, folder / file)
+    weight_map = {name: file for file, part in files.items() for name in part}
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+@pytest.fixture
+def save_gpt2(tmp_path: Path) -> Save:
+    """Writes a model to a folder in one of the forms, and gives the folder."""
+
+    def save(model: GPT2LMHeadModel, form: str = "safetensors", name: str = "source") -> Path:
+        return save_form(model, tmp_path / name, form)
+
+    return save
+
+
+def silence(model: GPT2LMHeadModel, removed: Iterable[tuple[str, int]]) -> GPT2LMHeadModel:
+    """A copy of `model` in which the sublayers (kind, layer) add exactly nothing."""
+    quiet = copy.deepcopy(model)
+    for kind, layer in removed:
+        block = quiet.transformer.h[layer]
+        projection = (block.attn if kind == "mha" else block.mlp).c_proj
+        nn.init.zeros_(projection.weight)
+        nn.init.zeros_(projection.bias)
+    return quiet
+
+
+@pytest.fixture
+def without() -> Callable[[GPT2LMHeadModel, Iterable[tuple[str, int]]], GPT2LMHeadModel]:
+    """`silence`: a copy with sublayers taken out, made of transformers' own blocks."""
+    return silence
+
+
+@pytest.fixture
+def logits() -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+    """The logits of a causal language model, without cache."""
+
+    @torch.no_grad()
+    def run(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=ids, use_cache=False).logits.float()
+
+    return run
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    """(3, 20) token ids, drawn once."""
+    return torch.randint(0, 53, (3, 20), generator=torch.Generator().manual_seed(7))

@@ -1,0 +1,114 @@
+"""data/blocks.py: every token once, held-out documents whole, the cache keyed by content."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from momify.data.blocks import TokenBlocks, cache_folder, load_tokens, split_by_document
+from momify.errors import MomifyError
+from momify.recipe import DataBlock
+
+
+def write(path: Path, count: int) -> Path:
+    path.write_text("\n<|endoftext|>\n".join(f"the cat {i} sat on the mat" for i in range(count)))
+    return path
+
+
+def test_tokens_are_the_tokenizers_with_an_end_behind_each_document(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = write(tmp_path / "a.txt", 30)
+    data = load_tokens(DataBlock(train=[str(path)], block_length=8), tokenizer)
+    documents = [f"the cat {i} sat on the mat\n" for i in range(29)] + ["the cat 29 sat on the mat"]
+    expected = Counter(tuple(tokenizer(text)["input_ids"]) for text in documents)
+    found: Counter = Counter()
+    for flat in (data.train, data.valid):
+        for row in np.split(flat, np.flatnonzero(flat == tokenizer.eos_token_id) + 1)[:-1]:
+            found[tuple(row[:-1].tolist())] += 1
+    assert found == expected  # each document whole, in one of the two parts, once
+
+
+def test_blocks_are_consecutive_and_drop_the_rest() -> None:
+    blocks = TokenBlocks(np.arange(23, dtype=np.uint16), 5)
+    assert len(blocks) == 4
+    rows = torch.cat([blocks[i]["input_ids"] for i in range(4)])
+    assert rows.tolist() == list(range(20))
+    assert blocks[2]["labels"].dtype == torch.int64
+    with pytest.raises(IndexError):
+        blocks[4]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=40), wanted=st.integers(1, 400))
+def test_split_is_by_document_and_bounded(lengths: list[int], wanted: int) -> None:
+    rows = [f"{i} " + "x" * n for i, n in enumerate(lengths)]
+    documents = Dataset.from_dict({"text": rows})
+    train, valid = split_by_document(documents, wanted, len)
+    assert sorted([*train["text"], *valid["text"]]) == sorted(rows)
+    held = list(valid["text"])
+    assert len(held) >= (len(rows) > 1)
+    assert list(train["text"]) == [row for row in rows if row not in held]  # order kept
+    if len(held) > 1:  # never more than one document beyond what was asked, and at most a tenth
+        assert sum(map(len, held)) <= 0.1 * sum(map(len, rows))
+        assert sum(map(len, held)) - max(map(len, held)) < wanted
+
+
+def test_split_does_not_depend_on_the_order_of_documents() -> None:
+    rows = [f"{i} some words" for i in range(200)]
+    one = split_by_document(Dataset.from_dict({"text": rows}), 50, len)[1]["text"]
+    other = split_by_document(Dataset.from_dict({"text": rows[::-1]}), 50, len)[1]["text"]
+    assert sorted(one) == sorted(other)
+
+
+def test_cache_is_used_and_follows_the_content(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "a.txt", 30)
+    block = DataBlock(train=[str(path)], block_length=8)
+    first = load_tokens(block, tokenizer)
+    folder = cache_folder() / "tokens" / first.sha256
+    stamp = (folder / "train.bin").stat().st_mtime_ns
+    longer = load_tokens(block.model_copy(update={"block_length": 16}), tokenizer)
+    assert longer.sha256 == first.sha256  # the block length is not part of what is cached
+    assert (folder / "train.bin").stat().st_mtime_ns == stamp
+    write(path, 31)
+    assert load_tokens(block, tokenizer).sha256 != first.sha256
+
+
+def test_cut_cache_file_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    block = DataBlock(train=[str(write(tmp_path / "a.txt", 30))], block_length=8)
+    folder = cache_folder() / "tokens" / load_tokens(block, tokenizer).sha256
+    with open(folder / "train.bin", "r+b") as stream:
+        stream.truncate(10)
+    with pytest.raises(MomifyError, match=r"train\.bin is not as long"):
+        load_tokens(block, tokenizer)
+
+
+def test_too_little_text_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "a.txt", 3)
+    with pytest.raises(MomifyError, match="less than one block of 1024"):
+        load_tokens(DataBlock(train=[str(path)]), tokenizer)
+
+
+def test_valid_file_and_its_limit(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    train, valid = write(tmp_path / "a.txt", 30), write(tmp_path / "b.txt", 20)
+    block = DataBlock(train=[str(train)], valid=[str(valid)], valid_tokens=50, block_length=8)
+    data = load_tokens(block, tokenizer)
+    assert len(data.valid) == 50
+    assert tokenizer.decode(data.valid[:3]) in valid.read_text()
+    assert data.valid_tensor(7).tolist() == data.valid[:7].tolist()
+
+
+def test_spread_blocks_cover_the_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    data = load_tokens(DataBlock(train=[str(write(tmp_path / "a.txt", 80))], block_length=8), tokenizer)
+    blocks = data.spread_blocks(4)
+    assert blocks.shape == (4, 8)
+    count = len(data.train_blocks)
+    for row, index in zip(blocks, (0, count // 4, count // 2, 3 * count // 4), strict=True):
+        assert row.tolist() == data.train[index * 8 : index * 8 + 8].tolist()
+    assert len(data.spread_blocks(10**6)) == count

@@ -1,0 +1,103 @@
+"""data/documents.py: files of every kind in, documents out, mistakes named."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from momify.data.documents import LINES_WITHOUT_SEPARATOR, read_corpus
+from momify.errors import MomifyError
+from momify.recipe import DataBlock
+
+
+def texts(*names: object, **more: object) -> list[str]:
+    return read_corpus(DataBlock(train=[str(name) for name in names], **more)).train["text"]
+
+
+def test_txt_is_split_at_separator_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n<|endoftext|>\n\n<|endoftext|>\n three <|endoftext|> here\n")
+    assert list(texts(path)) == ["one\ntwo\n", " three <|endoftext|> here\n"]
+
+
+def test_txt_without_separators_is_cut_by_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    lines = [f"line {i}\n" for i in range(2 * LINES_WITHOUT_SEPARATOR + 5)]
+    path.write_text("".join(lines))
+    found = list(texts(path))
+    assert len(found) == 3
+    assert "".join(found) == "".join(lines)
+
+
+def test_bytes_that_are_not_utf8_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9 ol\xc3\xa9\n")
+    assert list(texts(path)) == ["caf\ufffd olé\n"]
+
+
+def test_jsonl_parquet_and_columns(tmp_path: Path) -> None:
+    rows = [{"body": "a", "n": 1}, {"body": "b", "n": 2}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        assert list(texts(tmp_path / name, column="body")) == ["a", "b"]
+        with pytest.raises(MomifyError, match=r"no column 'text'; set data.column to one of body, n"):
+            texts(tmp_path / name)
+        with pytest.raises(MomifyError, match="int64, not text"):
+            texts(tmp_path / name, column="n")
+
+
+def test_changed_file_is_read_again_and_hashes_differ(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old\n")
+    first = read_corpus(DataBlock(train=[str(path)]))
+    path.write_text("new\n")
+    second = read_corpus(DataBlock(train=[str(path)]))
+    assert (list(first.train["text"]), list(second.train["text"])) == (["old\n"], ["new\n"])
+    assert first.sha256 != second.sha256
+
+
+def test_valid_files_are_part_of_the_hash(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    one = read_corpus(DataBlock(train=str(tmp_path / "a.txt"), valid=str(tmp_path / "b.txt")))
+    two = read_corpus(DataBlock(train=str(tmp_path / "a.txt"), valid=str(tmp_path / "c.txt")))
+    assert list(one.valid["text"]) == ["b\n"]
+    assert one.sha256 != two.sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "words"),
+    [
+        (None, "no.txt", "does not exist"),
+        (b"", "empty.txt", "no documents"),
+        (b"\n \n", "blank.txt", "no documents"),
+        (b"", "empty.jsonl", "no documents"),
+        (b"{not json", "bad.jsonl", "cannot be read"),
+        (b"PAR1 nothing", "bad.parquet", "cannot be read"),
+        (b"x", "a.csv", "one kind"),
+    ],
+)
+def test_mistakes_name_the_file(tmp_path: Path, content: bytes | None, name: str, words: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(MomifyError, match=words) as caught:
+        texts(tmp_path / name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_mixed_kinds_and_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
+    (tmp_path / "c.txt").mkdir()
+    with pytest.raises(MomifyError, match="one kind"):
+        texts(tmp_path / "a.txt", tmp_path / "b.jsonl")
+    with pytest.raises(MomifyError, match="is not a file"):
+        texts(tmp_path / "c.txt")
+
+
+def test_hub_name_without_network_says_what_to_do() -> None:
+    with pytest.raises(MomifyError, match="neither a file here nor a dataset"):
+        texts("nobody/nothing-of-this-name")

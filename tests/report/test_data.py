@@ -1,0 +1,99 @@
+"""report.json: its numbers against the models themselves, plain JSON, and refusal of unlike sides."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from momify.files import write_json
+from momify.report.data import Quality, build_report
+from momify.report.words import verdict
+
+Parts = dict[str, Any]
+SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "report-schema.md"
+
+
+def test_numbers_by_hand(parts: Parts) -> None:
+    """Dense: D 32, I 128, V 61, 48 positions, 4 layers, T 12; MoM: 2 + 3 modules, attention in 2 steps."""
+    report = build_report(**parts)
+    assert report["schema_version"] == 1
+    attention, ffn, rest = 4 * 32 * 32 + 4 * 32, 2 * 32 * 128 + 128 + 32, (61 + 48) * 32 + 64
+    routers = 33 * 3 + 2 * 33 * 4
+    assert report["parameters"]["source"]["total"] == 4 * (attention + ffn + 4 * 32) + rest
+    assert report["parameters"]["mom"]["total"] == 2 * attention + 3 * ffn + rest + routers
+    dense = 12 * (4 * (4 * 32 * 32 + 2 * 12 * 32 + 2 * 32 * 128) + 32 * 61)
+    assert report["macs"]["source"]["macs"] == dense
+    assert report["macs"]["source"]["flops"] == 2 * dense
+    assert report["macs"]["source"]["counters"] == [{"closed_form": dense, "fvcore": dense, "torch": dense}] * 2
+    assert report["macs"]["inputs"] == 3
+    assert report["macs"]["mom"]["agree"]
+    assert report["macs"]["mom"]["low"] <= report["macs"]["mom"]["macs"] <= report["macs"]["mom"]["high"]
+    assert sum(report["macs"]["mom"]["parts"].values()) == pytest.approx(report["macs"]["mom"]["macs"])
+    memory = report["memory"]
+    assert (memory["source"]["kv_bytes_per_token"], memory["mom"]["kv_bytes_per_token"]) == (4 * 256, 2 * 256)
+    assert memory["mom"]["kv_bytes_per_token_measured"] == 2 * 256
+    assert memory["mom"]["kv_steps"] == 2
+    assert memory["mom"]["weight_bytes"] == 4 * report["parameters"]["mom"]["total"]
+    assert [report["perplexity"][key]["perplexity"] for key in ("source", "mom_start", "mom_trained")] == [12, 15, 12.6]
+    speed = report["speed"]
+    assert speed["decode_ratio"] == speed["mom"]["decode"]["median"] / speed["source"]["decode"]["median"]
+    assert len(report["routing"]["steps"]) == 8
+    assert report["verdict"] == verdict(report)
+
+
+def test_it_is_json_as_it_stands(parts: Parts, tmp_path: Path) -> None:
+    report = build_report(**parts)
+    write_json(tmp_path / "report.json", report)  # refuses NaN and infinity
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+
+
+def test_what_is_not_finite_becomes_null(parts: Parts, tmp_path: Path) -> None:
+    start = replace(parts["quality"].start, perplexity=math.inf, loss=math.nan)
+    report = build_report(**{**parts, "quality": Quality(parts["quality"].source, start)})
+    write_json(tmp_path / "report.json", report)
+    assert report["perplexity"]["mom_start"]["perplexity"] is None
+    assert report["perplexity"]["mom_start"]["loss"] is None
+    assert report["perplexity"]["mom_trained"] is None
+
+
+def test_what_was_not_measured_is_null(parts: Parts) -> None:
+    report = build_report(parts["source"], parts["mom"], parts["quality"], parts["provenance"])
+    assert report["speed"] is None
+    assert report["routing"] is None
+
+
+def test_sides_that_were_not_measured_alike(parts: Parts) -> None:
+    mom, quality = parts["mom"], parts["quality"]
+    unlike = [
+        ({"mom": replace(mom, memory=replace(mom.memory, dtype="bfloat16"))}, "dtype is float32"),
+        ({"mom": replace(mom, macs=replace(mom.macs, tokens=13))}, "MAC input"),
+        ({"quality": replace(quality, start=replace(quality.start, protocol="block 8"))}, "protocol is"),
+        ({"quality": replace(quality, trained=replace(quality.trained, protocol="block 8"))}, "after training"),
+    ]
+    for change, words in unlike:
+        with pytest.raises(ValueError, match=words):
+            build_report(**{**parts, **change})
+
+
+OPEN_ENDED = ("provenance.recipe", "provenance.versions", "provenance.machine")  # documented as a whole
+
+
+def leaves(value: Any, path: str = "") -> set[str]:
+    """Dotted paths of all values; those of a list of objects stand behind []."""
+    if isinstance(value, dict) and path not in OPEN_ENDED:
+        return {leaf for name, item in value.items() for leaf in leaves(item, f"{path}.{name}".lstrip("."))}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return leaves(value[0], f"{path}[]")
+    return {path}
+
+
+def test_the_documentation_names_every_key_and_no_other(parts: Parts) -> None:
+    sides = re.compile(r"(?<=\.)(source|mom|mom_start|mom_trained)(?=\.)")
+    found = {sides.sub("SIDE", leaf) for leaf in leaves(build_report(**parts))}
+    rows = re.findall(r"^\| `([^`]+)`", SCHEMA.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    assert set(rows) == found

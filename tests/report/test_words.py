@@ -1,0 +1,105 @@
+"""Numbers in words, and a verdict that also says what did not get better."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from momify.report.data import Quality, build_report
+from momify.report.words import amount, percent, size, verdict
+
+Parts = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"), (512, "512"), (999, "999"), (1000, "1.00 k"), (9994, "9.99 k"), (9996, "10.0 k"),
+        (99_960, "100 k"), (774_030_080, "774 M"), (999_600, "1.00 M"), (0.887e12, "887 G"), (1.774e12, "1.77 T"),
+    ],
+)  # fmt: skip
+def test_amount(value: float, text: str) -> None:
+    assert amount(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (1023, "1023 B"), (184_320, "180 KiB"), (1536, "1.50 KiB"), (3 << 30, "3.00 GiB")]
+)
+def test_size(value: float, text: str) -> None:
+    assert size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [(100, 58, "-42.0%"), (12, 12.6, "+5.0%"), (3, 3, "0.0%"), (1e6, 1e6 - 1, "0.0%"), (0, 5, "new"), (0, 0, "0.0%")],
+)
+def test_percent(before: float, after: float, text: str) -> None:
+    assert percent(before, after) == text
+
+
+def test_the_line_of_a_success(with_speed: Callable[[float, float], Parts]) -> None:
+    report = build_report(**with_speed(1.5, 1.2))
+    before, after = (report["parameters"][side]["total"] for side in ("source", "mom"))
+    line = verdict(report)
+    assert line.startswith(f"parameters {before / 1e3:.1f} k -> {after / 1e3:.1f} k (-")
+    assert "KV cache per token 1.00 KiB -> 512 B (-50.0%)" in line
+    assert line.endswith("perplexity 12.00 -> 12.60 (+5.0%)")
+    assert ";" not in line
+    assert "\n" not in line
+
+
+def test_what_is_not_faster_is_said(with_speed: Callable[[float, float], Parts]) -> None:
+    assert verdict(build_report(**with_speed(1.5, 0.93))).endswith("; decode is not faster (0.93x)")
+    line = verdict(build_report(**with_speed(1.01, 0.93)))
+    assert line.endswith("; prefill is not faster (1.01x); decode is not faster (0.93x)")
+
+
+def changed(parts: Parts, path: str, value: object) -> dict:
+    report = copy.deepcopy(build_report(**parts))
+    *way, last = path.split(".")
+    inner = report
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
+    return report
+
+
+def test_what_saves_nothing_is_said(parts: Parts) -> None:
+    dense = build_report(**parts)
+    for path, name in (
+        ("parameters.{}.total", "parameters"),
+        ("macs.{}.macs", "MACs"),
+        ("memory.{}.kv_bytes_per_token", "KV cache per token"),
+    ):
+        outer, _, inner = path.split(".")
+        same = changed(parts, path.format("mom"), dense[outer]["source"][inner])
+        assert f"; {name}: nothing saved" in verdict(same)
+        assert "(0.0%)" in verdict(same)
+
+
+def test_training_in_vain_is_said(parts: Parts) -> None:
+    quality = parts["quality"]
+    worse = replace(quality, trained=replace(quality.trained, perplexity=15.5))
+    assert "; training did not lower perplexity (15.00 before it)" in verdict(
+        build_report(**{**parts, "quality": worse})
+    )
+
+
+def test_not_trained_yet(parts: Parts) -> None:
+    quality = Quality(parts["quality"].source, parts["quality"].start)
+    line = verdict(build_report(**{**parts, "quality": quality}))
+    assert "perplexity 12.00 -> 15.00 (+25.0%), not trained yet" in line
+
+
+def test_a_ruined_model_is_called_so(parts: Parts) -> None:
+    quality = replace(parts["quality"], trained=replace(parts["quality"].trained, perplexity=math.nan))
+    assert "perplexity 12.00 -> not finite" in verdict(build_report(**{**parts, "quality": quality}))
+
+
+def test_counts_that_disagree_are_said(parts: Parts) -> None:
+    assert "agree" not in verdict(build_report(**parts))
+    line = verdict(changed(parts, "macs.mom.agree", False))
+    assert "; the three MAC counts of the MoM do not agree" in line

@@ -1,0 +1,71 @@
+"""files.py: whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from momify.errors import MomifyError
+from momify.files import read_json, sha256_of_files, whole_folder, write_json, write_text
+
+
+def test_write_text_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.txt"
+    write_text(target, "one")
+    write_text(target, "zwei ü")
+    assert target.read_text(encoding="utf-8") == "zwei ü"
+    assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MomifyError, match=r"a\.txt: No space left"):
+        write_text(target, "new")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_write_json_refuses_nan_and_keeps_the_old(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_json(target, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(target, {"a": float("nan")})
+    assert read_json(target) == {"a": 1}
+
+
+def test_read_json_names_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": ')
+    with pytest.raises(MomifyError, match=r"a\.json cannot be read"):
+        read_json(tmp_path / "a.json")
+
+
+def test_whole_folder_replaces_only_on_success(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with whole_folder(target) as folder:
+        (folder / "x").write_text("1")
+    with pytest.raises(RuntimeError), whole_folder(target) as folder:
+        (folder / "x").write_text("2")
+        raise RuntimeError
+    assert (target / "x").read_text() == "1"
+    with whole_folder(target) as folder:
+        (folder / "y").write_text("3")
+    assert [p.name for p in target.iterdir()] == ["y"]  # replaced, not merged
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_hash_depends_on_names_and_contents(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("1")
+    b.write_text("2")
+    first = sha256_of_files([a, b])
+    assert first == sha256_of_files([b, a])
+    b.write_text("3")
+    assert sha256_of_files([a, b]) != first
+    assert sha256_of_files([a]) != sha256_of_files([b])

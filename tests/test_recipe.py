@@ -1,0 +1,93 @@
+"""recipe.py: what is accepted, what is refused and in which words."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from momify.errors import MomifyError
+from momify.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+
+MINIMAL = "source: {model: gpt2}\nmom: {mha: 8, ffn: 12}\ndata: {train: builtin:demo}\n"
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def test_shipped_recipes_are_valid() -> None:
+    found = sorted(RECIPES.rglob("*.yaml"))
+    assert len(found) >= 2
+    for path in found:
+        assert isinstance(load_recipe(path), Recipe), path
+        assert path.read_text().startswith("#"), f"{path} must open with what it is for"
+
+
+def test_dumped_recipe_reads_back_the_same() -> None:
+    recipe = parse_recipe(MINIMAL, "x", ["train.steps=7", "data.valid=held.txt"])
+    assert parse_recipe(dump_recipe(recipe), "y") == recipe
+    assert recipe.data.valid == ["held.txt"]
+
+
+def test_overrides_win_and_keep_their_types() -> None:
+    recipe = parse_recipe(MINIMAL, "x", ["train.learning_rate=1e-3", "mom.depth=24", "eval.seeds=[1, 2]"])
+    assert recipe.train.learning_rate == pytest.approx(0.001)  # YAML 1.1 reads 1e-3 as text
+    assert (recipe.mom.depth, recipe.eval.seeds) == (24, [1, 2])
+
+
+def test_override_creates_a_block_that_the_file_lacks() -> None:
+    recipe = parse_recipe(MINIMAL, "x", ["run.name=mine"])
+    assert recipe.folder == Path("runs/mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "words"),
+    [
+        ("", [], "is empty"),
+        ("[1, 2]", [], "holds a list"),
+        ("a: [", [], "not valid YAML"),
+        ("a: !!python/object/apply:os.system ['true']", [], "not valid YAML"),
+        (MINIMAL, ["mom.mah=3"], "unknown key 'mom.mah'; did you mean 'mha'?"),
+        (MINIMAL, ["trian.steps=3"], "did you mean 'train'?"),
+        (MINIMAL, ["mom.mha=0"], "greater than 0"),
+        (MINIMAL, ["mom.mha=-2"], "greater than 0"),
+        (MINIMAL, ["mom.mha=two"], "got 'two'"),
+        (MINIMAL, ["train.learning_rate=.nan"], "finite"),
+        (MINIMAL, ["eval.tasks=[glu]"], "unknown task 'glu'"),
+        (MINIMAL, ["train.micro_batch=5"], "does not divide"),
+        (MINIMAL, ["train.distill=0"], "nothing would be learned"),
+        (MINIMAL, ["run.name=../../etc"], "run.name"),
+        (MINIMAL, ["source.scratch={layers: 2}"], "not both"),
+        (MINIMAL, ["source.model=null"], "not both"),
+        (MINIMAL, ["mom=null"], "not of the form"),
+        (MINIMAL, ["steps=3"], "not of the form"),
+        (MINIMAL, ["train.steps"], "not of the form"),
+        (MINIMAL, ["train.steps=[1"], "not valid YAML"),
+        ("data: {train: x.txt}", [], "'source' is missing"),
+        ("source: {model: gpt2}\ndata: {train: x.txt}", [], "nothing to do"),
+        ("source: {scratch: {width: 10, heads: 3}}\ndata: {train: x.txt}", [], "not a multiple"),
+        ("source: {scratch: {layrs: 3}}\ndata: {train: x.txt}", [], "did you mean 'layers'?"),
+        ("source: &a {model: gpt2, scratch: *a}\ndata: {train: x.txt}", [], "recipe r.yaml"),
+    ],
+)
+def test_mistakes_give_one_line(text: str, override: list[str], words: str) -> None:
+    with pytest.raises(MomifyError) as caught:
+        parse_recipe(text, "r.yaml", override)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(MomifyError, match="does not exist"):
+        load_recipe(tmp_path / "no.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(MomifyError, match="cannot be read"):
+        load_recipe(tmp_path / "b.yaml")
+    with pytest.raises(MomifyError, match="cannot be read"):
+        load_recipe(tmp_path)
+
+
+def test_every_field_can_be_overridden() -> None:
+    """A key that the schema knows but nothing accepts would be dead."""
+    recipe = parse_recipe(MINIMAL, "x")
+    for block, values in recipe.model_dump(mode="json", exclude={"source"}).items():
+        for key, value in values.items():
+            again = parse_recipe(MINIMAL, "x", [f"{block}.{key}={yaml.safe_dump(value, default_flow_style=True)}"])
+            assert again == recipe, (block, key)

@@ -1,0 +1,219 @@
+"""train/fit.py: seeded runs repeat, a stopped run resumes to the same bits, accumulation changes nothing, NaN stops."""
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import GPT2LMHeadModel, PreTrainedModel, TrainerCallback, set_seed
+
+from momify.data.blocks import TokenData
+from momify.errors import MomifyError
+from momify.model import MomConfig, MomForCausalLM
+from momify.recipe import TrainBlock
+from momify.train.callbacks import StopOnSignal, keep_rows_up_to
+from momify.train.fit import Place, Stopped, fit, last_checkpoint
+
+STEPS = 8
+Teach = Callable[[], GPT2LMHeadModel]
+
+
+@pytest.fixture
+def data() -> TokenData:
+    tokens = np.random.default_rng(0).integers(0, 61, 16 * 60).astype(np.uint16)
+    return TokenData(tokens[: 16 * 50], tokens[16 * 50 :], 16, "0" * 32)
+
+
+def block(**changes: object) -> TrainBlock:
+    values = {"steps": STEPS, "batch_size": 4, "learning_rate": 1e-2, "precision": "fp32", "save_every": 3, "log_every": 1}
+    return TrainBlock(**{**values, **changes})
+
+
+def place(folder: Path, resume: bool = False) -> Place:
+    folder.mkdir(exist_ok=True)
+    return Place(folder, "test", Console(quiet=True), 0, resume)
+
+
+def mom(**changes: object) -> MomForCausalLM:
+    set_seed(3)
+    values = {"vocab_size": 61, "n_positions": 48, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64,
+              "num_mha_modules": 2, "num_ffn_modules": 3, "num_steps": 3, "router_explore": 0.3,
+              "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+    return MomForCausalLM(MomConfig(**{**values, **changes}))
+
+
+def run(folder: Path, data: TokenData, settings: TrainBlock, make: Callable[[], PreTrainedModel], **how: object) -> str:
+    """Train a fresh model, from a teacher where one is given (`teach`); the hash of its weights."""
+    model, teach = make(), how.pop("teach", None)
+    set_seed(0)
+    fit(model, teach and teach(), data, settings, place(folder, **how))
+    return digest(model)
+
+
+@pytest.fixture
+def teach(make_gpt2: Callable[..., GPT2LMHeadModel]) -> Teach:
+    """Makes the same teacher at each call, without touching the seed of the run."""
+
+    def make() -> GPT2LMHeadModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return make_gpt2()
+
+    return make
+
+
+def digest(model: nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_seeded_runs_are_bitwise_equal(tmp_path: Path, data: TokenData, teach: Teach) -> None:
+    assert run(tmp_path / "a", data, block(), mom, teach=teach) == run(tmp_path / "b", data, block(), mom, teach=teach)
+
+
+class StopAt(TrainerCallback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def on_step_begin(self, args, state, control, **kw) -> None:  # noqa: ANN001, ANN003
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_run_resumes_to_the_same_bits(
+    tmp_path: Path, data: TokenData, teach: Teach, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = block(distill=1.0, cross_entropy=0.5, balance=0.1)
+    whole = run(tmp_path / "whole", data, settings, mom, teach=teach)
+    started = StopOnSignal.on_train_begin
+
+    def begin(self: StopOnSignal, args, state, control, **kw) -> None:  # noqa: ANN001, ANN003
+        started(self, args, state, control, **kw)
+        self.on_step_begin = StopAt(4, number).on_step_begin
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopOnSignal, "on_train_begin", begin)
+        model = mom()
+        set_seed(0)
+        outcome = fit(model, teach(), data, settings, place(tmp_path / "cut"))
+    assert outcome == Stopped(signal.Signals(number).name, 5)
+    assert last_checkpoint(tmp_path / "cut").name == "checkpoint-5"
+    assert run(tmp_path / "cut", data, settings, mom, teach=teach, resume=True) == whole
+    unstable = ("tokens_per_second",)
+    cut, full = (
+        [{k: v for k, v in row.items() if k not in unstable} for row in rows(tmp_path / name)] for name in ("cut", "whole")
+    )
+    assert [row["step"] for row in cut] == [row["step"] for row in full]
+    assert cut == full
+
+
+def test_accumulation_changes_memory_not_results(tmp_path: Path, data: TokenData, teach: Teach) -> None:
+    losses = []
+    for micro in (4, 2, 1):
+        run(tmp_path / str(micro), data, block(micro_batch=micro), lambda: mom(router_explore=0.0), teach=teach)
+        losses.append([row["loss"] for row in rows(tmp_path / str(micro)) if "loss" in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_checkpointing_gives_the_same_losses(tmp_path: Path, data: TokenData, teach: Teach) -> None:
+    losses = []
+    for on in (False, True):
+        run(tmp_path / str(on), data, block(gradient_checkpointing=on), mom, teach=teach)
+        losses.append([row["loss"] for row in rows(tmp_path / str(on)) if "loss" in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_every_part_of_the_loss_is_logged_and_adds_up(tmp_path: Path, data: TokenData, teach: Teach) -> None:
+    run(tmp_path, data, block(distill=2.0, cross_entropy=0.5, balance=0.1), mom, teach=teach)
+    logged = [row for row in rows(tmp_path) if "loss" in row]
+    assert [row["step"] for row in logged] == list(range(1, STEPS + 1))
+    for row in logged:
+        parts = 2.0 * row["distill"] + 0.5 * row["cross_entropy"] + 0.1 * row["balance"]
+        assert row["loss"] == pytest.approx(parts, rel=1e-4)
+        assert row["tokens"] == row["step"] * 4 * 16
+        assert 0 <= row["router_entropy"] < 2
+        for step in range(3):
+            assert sum(v for k, v in row.items() if k.startswith(f"use/mha/{step}/")) == pytest.approx(1)
+    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [3, 6, 8]
+
+
+def test_training_learns_and_leaves_the_teacher_alone(tmp_path: Path, data: TokenData, teach: Teach) -> None:
+    teacher = teach()
+    before = digest(teacher)
+    model = mom()
+    set_seed(0)
+    fit(model, teacher, data, block(steps=40, save_every=100), place(tmp_path))
+    losses = [row["distill"] for row in rows(tmp_path) if "loss" in row]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert digest(teacher) == before
+    assert model.config.use_cache  # the Trainer switches it off
+
+
+def test_phase_one_trains_a_dense_model(tmp_path: Path, data: TokenData, teach: Teach) -> None:
+    model = teach()
+    set_seed(0)
+    fit(model, None, data, block(steps=30, save_every=100), place(tmp_path))
+    logged = [row for row in rows(tmp_path) if "loss" in row]
+    assert logged[0]["loss"] == pytest.approx(logged[0]["cross_entropy"])
+    assert "distill" not in logged[0]
+    assert sum(row["loss"] for row in logged[-5:]) < sum(row["loss"] for row in logged[:5]) - 0.1
+
+
+def test_loss_that_is_not_finite_stops_in_one_line(tmp_path: Path, data: TokenData, teach: Teach) -> None:
+    model = mom()
+    with torch.no_grad():
+        model.model.ln_f.weight.fill_(float("nan"))
+    with pytest.raises(MomifyError, match="the loss is nan at step 1"):
+        fit(model, teach(), data, block(), place(tmp_path))
+
+
+def test_failed_save_leaves_the_older_checkpoint(tmp_path: Path, data: TokenData, teach: Teach, monkeypatch) -> None:  # noqa: ANN001
+    save = torch.save
+
+    def full(what: object, path: object, *rest: object, **more: object) -> None:
+        if "checkpoint-6" in str(path):
+            raise OSError(28, "No space left on device")
+        save(what, path, *rest, **more)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(Exception, match=r"space|writ"):
+        run(tmp_path, data, block(), mom, teach=teach)
+    assert last_checkpoint(tmp_path).name == "checkpoint-3"
+
+
+def test_incomplete_checkpoint_is_passed_over(tmp_path: Path, data: TokenData, teach: Teach) -> None:
+    run(tmp_path, data, block(), mom, teach=teach)
+    assert last_checkpoint(tmp_path).name == "checkpoint-8"
+    (tmp_path / "checkpoints" / "checkpoint-8" / "optimizer.pt").unlink()
+    (tmp_path / "checkpoints" / "checkpoint-junk").mkdir()
+    assert last_checkpoint(tmp_path).name == "checkpoint-6"
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_blocks_longer_than_the_positions_are_refused(tmp_path: Path, data: TokenData) -> None:
+    with pytest.raises(MomifyError, match="exceeds the model's 8 positions"):
+        fit(mom(n_positions=8), None, data, block(), place(tmp_path))
+
+
+def test_rows_after_a_step_and_cut_rows_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    keep_rows_up_to(path, 2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
