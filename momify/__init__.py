@@ -11,7 +11,7 @@ from typing import Any
 from wrapt import when_imported
 
 _MODEL_NAMES = ("MomConfig", "MomForCausalLM", "MomForSequenceClassification", "MomModel")
-__all__ = [*_MODEL_NAMES, "MomifyError"]  # noqa: F822 (loaded by __getattr__)
+__all__ = [*_MODEL_NAMES, "MomifyError"]
 
 
 @when_imported("transformers.models.auto.configuration_auto")

@@ -70,13 +70,14 @@ def run(
 def _run(loaded: "Recipe", quiet: bool, as_json: bool, resume: bool = False, overwrite: bool = False) -> None:
     """Run a recipe and show its verdict on the last line."""
     screen = _screen(quiet, as_json)
-    from momify.pipeline import run_all
-    from momify.runs import open_run
+    from momify.pipeline import check, run_all
+    from momify.runs import opened_run
     from momify.train.fit import Stopped
 
-    folder = open_run(loaded, resume, overwrite)
-    screen.to_log(folder.log)
-    report = run_all(loaded, folder, screen, resume)
+    check(loaded, screen)
+    with opened_run(loaded, resume, overwrite) as folder:
+        screen.to_log(folder.log)
+        report = run_all(loaded, folder, screen, resume)
     if isinstance(report, Stopped):
         _stop(report, f"momify run {folder.recipe_file} --resume")
     _show_report(report, as_json)
@@ -109,9 +110,10 @@ def convert(
 ) -> None:
     """Take a GPT-2 checkpoint apart and assemble the MoM; says what it removes first. Writes runs/<name>/model/."""
     screen = _screen(quiet)
+    from momify.pipeline import check
     from momify.pipeline import convert as convert_source
     from momify.recipe import make_recipe
-    from momify.runs import open_run
+    from momify.runs import opened_run
     from momify.subject import context_length
 
     mom = {"mha": mha, "ffn": ffn, "depth": depth, "modules_per_token": top_k, "mha_steps": mha_steps,
@@ -123,10 +125,11 @@ def convert(
         "mom": mom,
         "data": {"train": calibration or ["builtin:demo"], "block_length": length},
     }
-    recipe = make_recipe(data, "from the command line")
-    folder = open_run(recipe, resume=False, overwrite=overwrite)
-    screen.to_log(folder.log)
-    convert_source(recipe, folder, screen)
+    recipe = make_recipe(data, "command line")
+    check(recipe, screen)
+    with opened_run(recipe, resume=False, overwrite=overwrite) as folder:
+        screen.to_log(folder.log)
+        convert_source(recipe, folder, screen)
     screen.say(f"next: momify train {folder.recipe_file} data.train=YOUR_TEXT.txt, then momify report")
 
 
@@ -140,14 +143,17 @@ def train(
 ) -> None:
     """Train a recipe: phase 1 if it starts from scratch, then the MoM, converted if needed. Writes runs/<name>/."""
     screen = _screen(quiet)
+    from momify.pipeline import check
     from momify.pipeline import train as train_recipe
     from momify.recipe import load_recipe
-    from momify.runs import open_run
+    from momify.runs import opened_run
 
     loaded = load_recipe(recipe, overrides)
-    folder = open_run(loaded, resume, overwrite)
-    screen.to_log(folder.log)
-    if stopped := train_recipe(loaded, folder, screen, resume):
+    check(loaded, screen)
+    with opened_run(loaded, resume, overwrite) as folder:
+        screen.to_log(folder.log)
+        stopped = train_recipe(loaded, folder, screen, resume)
+    if stopped:
         _stop(stopped, f"momify train {folder.recipe_file} --resume")
 
 
@@ -232,9 +238,11 @@ def export(
 ) -> None:
     """Write a folder that loads without momify."""
     screen = _screen(quiet)
+    from momify.pipeline import check_format
     from momify.pipeline import export as export_subject
     from momify.subject import find_subject
 
+    check_format(form)
     subject = find_subject(model, screen)
     export_subject(subject, form, out or subject.results / "export", screen)
 

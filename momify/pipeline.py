@@ -11,9 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from momify.convert.assemble import RouterSettings, assemble, network_of
 from momify.convert.describe import COST_HEAD, TABLE_HEAD, removal_rows
-from momify.convert.homes import Request, choose_homes, removal_quotas
+from momify.convert.homes import Request, check_request, choose_homes, removal_quotas
 from momify.convert.importance import Importance, measure_importance
-from momify.convert.source import open_source
+from momify.convert.source import open_source, read_config
 from momify.data.blocks import load_tokens
 from momify.data.documents import read_corpus
 from momify.data.tokenizer import load_tokenizer, train_tokenizer
@@ -21,7 +21,7 @@ from momify.errors import MomifyError
 from momify.evaluate.perplexity import Perplexity
 from momify.evaluate.ppl import Contestant, PplSettings, read_results, score
 from momify.export.mom import export_mom
-from momify.files import sha256_of_files, whole_folder
+from momify.files import read_json, sha256_of_files, whole_folder
 from momify.models import load_dense, load_model, load_mom, locate, read_provenance, write_model
 from momify.recipe import MomBlock, Recipe
 from momify.report.make import Pair, command_line, measure_pair, quality_of, write_report
@@ -40,6 +40,19 @@ def quiet_libraries() -> None:
     disable_progress_bar()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def check(recipe: Recipe, screen: Screen) -> None:
+    """Raise MomifyError for what the source cannot give, before a file is written."""
+    if recipe.source.scratch:
+        layers, positions = recipe.source.scratch.layers, recipe.source.scratch.context
+    else:
+        config = read_config(locate(recipe.source.model, recipe.source.revision, screen.say))
+        layers, positions = config.n_layer, config.n_positions
+    if recipe.data.block_length > positions:
+        raise MomifyError(f"data.block_length {recipe.data.block_length} exceeds the source's {positions} positions")
+    if recipe.mom:
+        check_request(request_of(recipe.mom), layers)
 
 
 def run_all(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> dict[str, Any] | Stopped:
@@ -226,12 +239,18 @@ def kept_start(subject: Subject) -> dict[str, Perplexity]:
     return {"start": Perplexity(**kept["result"])} if kept else {}
 
 
-def export(subject: Subject, form: str, target: Path, screen: Screen) -> Path:
-    """A folder that loads without momify. Raises MomifyError for an unknown format."""
+def check_format(form: str) -> None:
+    """Raise MomifyError for a format that is not there."""
     if form not in EXPORTERS:
         raise MomifyError(f"export format '{form}' is unknown; known: {', '.join(EXPORTERS)}")
+
+
+def export(subject: Subject, form: str, target: Path, screen: Screen) -> Path:
+    """A folder that loads without momify. Raises MomifyError for an unknown format."""
+    check_format(form)
     if subject.kind != "mom":
         raise MomifyError(f"{subject.name} is a dense gpt2 model, which loads anywhere as it is; export takes a MoM")
-    EXPORTERS[form](subject.folder, target)
+    report = subject.results / "report.json"
+    EXPORTERS[form](subject.folder, target, read_json(report) if report.exists() else None)
     screen.say(f"wrote {target}")
     return target

@@ -233,17 +233,17 @@ def parse_recipe(text: str, name: str, overrides: list[str] | None = None) -> Re
         raise MomifyError(f"recipe {name} holds a {type(data).__name__}, not blocks; see recipes/demo.yaml")
     for override in overrides or []:
         _apply(data, override)
-    return make_recipe(data, name)
+    return make_recipe(data, f"recipe {name}")
 
 
 def make_recipe(data: dict[str, Any], name: str) -> Recipe:
-    """A Recipe from nested dicts. Raises MomifyError as `load_recipe`."""
+    """A Recipe from nested dicts; `name` opens error messages. Raises MomifyError as `load_recipe`."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise MomifyError(f"recipe {name}: {_first_mistake(error)}") from None
+        raise MomifyError(f"{name}: {_first_mistake(error)}") from None
     except RecursionError:
-        raise MomifyError(f"recipe {name}: a block refers to itself; write it without YAML anchors") from None
+        raise MomifyError(f"{name}: a block refers to itself; write it without YAML anchors") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,32 @@ def open_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Run:
     return run
 
 
+@contextmanager
+def opened_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Iterator[Run]:
+    """As `open_run`; a run that fails before it has made anything leaves nothing behind."""
+    before = os.readlink(RUNS / LATEST) if (RUNS / LATEST).is_symlink() else None
+    existed = recipe.folder.exists()
+    run = open_run(recipe, resume, overwrite)
+    try:
+        yield run
+    except BaseException:
+        if not existed and not any(part.exists() for part in (run.source, run.pretraining, run.model)):
+            _discard(run, before)
+        raise
+
+
+def _discard(run: Run, latest: str | None) -> None:
+    """Take back an empty run, and let runs/latest name what it named before."""
+    _clear(run)
+    with suppress(OSError):  # what somebody else put there stays
+        run.folder.rmdir()
+    (RUNS / LATEST).unlink(missing_ok=True)
+    if latest is not None:
+        (RUNS / LATEST).symlink_to(latest)
+    with suppress(OSError):
+        RUNS.rmdir()
+
+
 def _check_earlier(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     if not run.recipe_file.exists():
         raise MomifyError(f"{run.folder} exists and is not a run of momify; set run.name or run.dir to another folder")
@@ -134,8 +162,14 @@ def find_run(name: str | None) -> Run | None:
     folder = RUNS / (name or LATEST)
     for candidate in (folder, Path(name)) if name else (folder,):
         if (candidate / "recipe.yaml").is_file():
-            return Run(candidate)
+            return Run(_plain(candidate))
     return None
+
+
+def _plain(folder: Path) -> Path:
+    """The folder that a link like runs/latest names, relative to here where it lies below."""
+    real = folder.resolve()
+    return real.relative_to(Path.cwd()) if real.is_relative_to(Path.cwd()) else real
 
 
 def latest_run(name: str | None) -> Run:

@@ -69,7 +69,7 @@ def find_subject(name: str | None, screen: Screen) -> Subject:
 
 def _recorded_recipe(folder: Path) -> Recipe | None:
     recorded = read_provenance(folder).get("recipe")
-    return make_recipe(recorded, f"in {folder}/momify.json") if recorded else None
+    return make_recipe(recorded, f"recipe in {folder}/momify.json") if recorded else None
 
 
 def context_length(name: str, revision: str | None, screen: Screen) -> int:

@@ -154,15 +154,9 @@ def _check_fit(model: PreTrainedModel, tokens: Tensor, protocol: Protocol, sizes
     if tokens.dim() != 1 or len(tokens) < 2:
         raise MomifyError(f"tokens of shape {tuple(tokens.shape)} cannot be scored: give a row of 2 or more")
     if protocol.block > positions:
-        raise MomifyError(
-            f"block {protocol.block} is longer than the model's {positions} positions: shorten it"
-        )
+        raise MomifyError(f"block {protocol.block} is longer than the model's {positions} positions: shorten it")
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab:
-        raise MomifyError(
-            f"token ids {low}..{high} do not fit {vocab} entries: use the model's own tokenizer"
-        )
+        raise MomifyError(f"token ids {low}..{high} do not fit {vocab} entries: use the model's own tokenizer")
     if sizes is not None and sizes.shape != tokens.shape:
-        raise MomifyError(
-            f"token_bytes has shape {tuple(sizes.shape)}, not {tuple(tokens.shape)}: one per token"
-        )
+        raise MomifyError(f"token_bytes has shape {tuple(sizes.shape)}, not {tuple(tokens.shape)}: one per token")

@@ -68,9 +68,7 @@ class Latency:
     protocol: str
 
 
-def measure_latency(
-    models: Mapping[str, PreTrainedModel], timing: Timing, clock: Clock = time.perf_counter
-) -> Latency:
+def measure_latency(models: Mapping[str, PreTrainedModel], timing: Timing, clock: Clock = time.perf_counter) -> Latency:
     """Time prefill (1 x T) and decode of several models, A B A B ...; all on one device.
 
     Raises MomifyError where prompt and decoded tokens together do not fit a model's positions.

@@ -46,11 +46,7 @@ class MacCounts:
         """Of the three counts of one input, the widest gap relative to the closed form."""
         triples = zip(self.closed, self.fvcore, self.torch, strict=False)
         return max(
-            (
-                abs(other.macs - closed.total) / closed.total
-                for closed, *others in triples
-                for other in others
-            ),
+            (abs(other.macs - closed.total) / closed.total for closed, *others in triples for other in others),
             default=0.0,
         )
 
@@ -63,6 +59,7 @@ class MacCounts:
 
 def count_macs(model: PreTrainedModel, inputs: Sequence[Tensor], counted: int | None = None) -> MacCounts:
     """Count each of `inputs` (B, T), all of one shape; the counters see the first `counted` (None: all)."""
+    inputs = [ids.to(model.device) for ids in inputs]
     batch, tokens = inputs[0].shape
     some = inputs[:counted]
     return MacCounts(

@@ -45,7 +45,8 @@ def weight_bytes(model: nn.Module) -> int:
 def measured_kv_bytes(model: PreTrainedModel, prompt: Tensor) -> float:
     """Bytes per token and sequence of everything that the cache holds after `prompt` (B, T).
 
-    More than the formula only where tokens that skip are masked: one byte per token and step says so.
+    More than the formula in two cases: where tokens that skip are masked, one byte per token and step says so, and
+    a model without any attention marks each token by two numbers.
     """
     with evaluating(model), torch.no_grad():
         cache = model(input_ids=prompt.to(model.device), use_cache=True).past_key_values

@@ -75,16 +75,12 @@ def collect(model: PreTrainedModel, batches: Iterable[Tensor]) -> RoutingUse:
     Raises MomifyError for a dense model, which has no routing, and for no batches.
     """
     if model.config.model_type != "mom":
-        raise MomifyError(
-            f"model_type '{model.config.model_type}' has no routing to look at: give a mom model"
-        )
+        raise MomifyError(f"model_type '{model.config.model_type}' has no routing to look at: give a mom model")
     counts: Counts = {}
     tokens = 0
     with evaluating(model), torch.no_grad():
         for ids in batches:
-            routing = model(
-                input_ids=ids.to(model.device), use_cache=False, output_router_logits=True
-            ).routing
+            routing = model(input_ids=ids.to(model.device), use_cache=False, output_router_logits=True).routing
             _add(counts, routing, shape_of(model.config))
             tokens += ids.numel()
     if tokens == 0:

@@ -75,13 +75,14 @@ def project(x_hat: Tensor, half: HalfStep, picks: Picks, qkv: Stack) -> Projecte
 
     The part of a token that lies on SKIP takes key and value from the home module: all of a token that skips,
     and 1 - alpha of one that explores SKIP, so that exploring leads from "only the module" to "only SKIP"
-    without a jump.
+    without a jump. Where skipping tokens are masked there is no such way: an explorer's key stays visible.
     """
     width = x_hat.shape[1]
     rows = routed(x_hat, picks.plan.weighted(module_shares(picks, half.skip)), (qkv,))  # (n, 3D)
     query, key_value = rows.split([width, 2 * width], dim=1)
     keep = (picks.modules != half.skip).any(dim=1) if half.masks_keys else None
-    if half.key_home is None:
+    nobody_skips = not picks.weighted and picks.plan.rows == x_hat.shape[0]
+    if half.key_home is None or nobody_skips:
         return Projected(query, key_value, keep, key_rows=0)
     share = skip_share(picks, half.skip)
     tokens = share.detach().nonzero().squeeze(1)

@@ -22,7 +22,7 @@ class RoutingRecord:
     rows: int
     """Module applications: entries of modules that are not SKIP."""
     key_rows: int
-    """Tokens whose key and value were made by the home module because they skip (2 D^2 MACs each)."""
+    """Tokens whose key and value the home module made as they skip or explore SKIP (2 D^2 MACs each)."""
     attended: bool
     """Whether the attention core ran (for all tokens, once one needs it); False for a feed-forward half."""
 

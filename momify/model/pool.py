@@ -1,6 +1,6 @@
 """The modules that a model owns: one tensor per kind of matrix, module index first (design section 2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +18,21 @@ class Stack:
     bias: Tensor  # (M, out)
     weights: tuple[Tensor, ...]  # M times (in, out)
     biases: tuple[Tensor, ...]  # M times (out,)
+    start: int = 0
+    """First output column that is computed."""
 
     @property
     def out_features(self) -> int:
         """Width of a row that comes out."""
-        return self.bias.shape[1]
+        return self.bias.shape[1] - self.start
 
     def apply(self, x: Tensor, module: int) -> Tensor:
         """Rows x (m, in) through one module: (m, out)."""
-        return torch.addmm(self.biases[module], x, self.weights[module])
+        return torch.addmm(self.biases[module][self.start :], x, self.weights[module][:, self.start :])
 
     def columns(self, start: int) -> "Stack":
         """The same modules with only the outputs from column `start` on."""
-        return Stack(
-            self.weight[:, :, start:],
-            self.bias[:, start:],
-            tuple(weight[:, start:] for weight in self.weights),
-            tuple(bias[start:] for bias in self.biases),
-        )
+        return replace(self, start=start)
 
 
 class StackedLinear(nn.Module):

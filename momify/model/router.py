@@ -37,6 +37,7 @@ class Router(nn.Module):
     def __init__(self, width: int, hidden: int, homes: list[int], reach: list[list[int]], modules: int) -> None:
         super().__init__()
         steps, choices = len(homes), modules + 1
+        self.choices = choices
         self.homes, self.reach = tuple(homes), tuple(map(tuple, reach))
         self.weight = nn.Parameter(torch.zeros(steps, hidden or width, choices))
         self.bias = nn.Parameter(torch.zeros(steps, choices))
@@ -46,8 +47,7 @@ class Router(nn.Module):
 
     def closed_choices(self) -> Tensor:
         """(S, M+1) bool: which choices a step may not take. Built anew after loading, as no file holds it."""
-        steps, choices = self.bias.shape
-        rows = [[choice not in self.reach[step] for choice in range(choices)] for step in range(steps)]
+        rows = [[choice not in reach for choice in range(self.choices)] for reach in self.reach]
         return torch.tensor(rows, dtype=torch.bool)
 
     def home_rows(self, home_bias: float) -> Tensor:
@@ -62,7 +62,7 @@ class Router(nn.Module):
         if self.w_in is not None and self.b_in is not None:
             inner = list(zip(self.w_in.unbind(0), self.b_in.unbind(0), strict=True))
         return tuple(
-            StepRouter(weight, bias, closed if len(reach) < len(bias) else None, *hidden)
+            StepRouter(weight, bias, closed if len(reach) < self.choices else None, *hidden)
             for weight, bias, closed, reach, hidden in zip(
                 self.weight.unbind(0),
                 self.bias.unbind(0),
@@ -119,10 +119,11 @@ def explore_rivals(
     of m is dL/dalpha at a random point of the way from "only j" (alpha 0) to "only i" (alpha 1). Its mean
     over alpha ~ U(0, 1) is exactly L(only i) - L(only j): the finite difference, which a derivative at alpha
     = 1 misses (a trained network is flat there, and tokens would drift into SKIP). Other tokens get (i, SKIP)
-    with gates (1, 0). best (n, 1) holds i; returns (n, 2) modules and gates.
+    with gates (1, 0). best (n, 1) holds i; each token needs a second choice within reach. Returns (n, 2) each.
     """
     n, choices = logits.shape
-    rivals = (logits.detach() > float("-inf")).to(logits.dtype).scatter(1, best, 0.0)  # (n, M+1)
+    # NaN counts as within reach: a loss of NaN can be told and handled, a failed draw on a GPU cannot
+    rivals = (logits.detach() != float("-inf")).to(logits.dtype).scatter(1, best, 0.0)  # (n, M+1)
     rival = torch.multinomial(rivals, 1, generator=generator)  # (n, 1)
     draws = torch.rand(2, n, 1, generator=generator, device=logits.device, dtype=logits.dtype)
     explores, alpha = draws[0] < explore, draws[1]

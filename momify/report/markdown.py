@@ -122,7 +122,7 @@ def _speed(speed: Json | None) -> str:
         ]
         for name in ("prefill", "decode")
     ]
-    where = f"{escape(speed['device'])}, {escape(speed['dtype'])}, {speed['threads']} threads"
+    where = f"{escape(speed['device'])}, {escape(speed['dtype'])}, CPU threads: {speed['threads']}"
     intro = f"Tokens per second, median (slowest to fastest); {escape(speed['protocol'])}; on {where}."
     return "\n\n".join(["## Speed", intro, table(["", "source", "MoM", "ratio"], rows)])
 

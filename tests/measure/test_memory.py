@@ -59,7 +59,8 @@ def test_dense_cache(make_gpt2: MakeGpt2) -> None:
             4,
             1,
         ),
-        ({"mha_homes": [3] * 4, "mha_reach": [[3]] * 4}, 0, 0),
+        # without attention two numbers a token keep the length
+        ({"mha_homes": [3] * 4, "mha_reach": [[3]] * 4}, 0, 8),
     ],
 )
 def test_mom_cache(make_mom: MakeMom, changes: dict, steps: int, extra: int) -> None:

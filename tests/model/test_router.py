@@ -70,6 +70,11 @@ def test_exploring_mixes_the_best_with_a_reachable_rival() -> None:
     assert torch.equal(explored(row.repeat(4000, 1), 0.25).gates, choice.gates)
 
 
+def test_exploring_survives_logits_that_are_not_numbers() -> None:
+    choice = explored(torch.full((3, 4), float("nan")), 1.0)
+    assert choice.modules.shape == (3, 2)
+
+
 def test_gradient_of_an_explored_gate_is_that_of_the_pairwise_odds() -> None:
     logits = torch.tensor([[0.3, 1.0]], dtype=torch.float64, requires_grad=True)
     choice = explored(logits, 1.0, tau=2.0)

@@ -68,18 +68,14 @@ def test_several_modules_train_the_routers_without_exploring(make_mom, token_ids
 def test_checkpointing_gives_equal_gradients(make_mom, token_ids, changes) -> None:
     model = make_mom(**changes).train()
     plain = all_gradients(model, token_ids)
-    calls = []
-    hook = model.model.ln_f.register_forward_hook(lambda *_: calls.append("ln_f"))
     model.activation_checkpointing_enable()
     assert model.model.gradient_checkpointing
     kept = all_gradients(model, token_ids)
-    hook.remove()
     assert plain.keys() == kept.keys()
     for name in plain:
         assert torch.equal(plain[name], kept[name]), name
-    out = model(token_ids, use_cache=True, output_router_logits=True)
+    out = model(token_ids, use_cache=True)
     assert out.past_key_values is None, "steps run twice under checkpointing, a cache would grow twice"
-    assert len(out.routing) == len(model.model.steps[0]) * 4 or "mha_reach" in changes
 
 
 def test_router_logits_carry_a_gradient_through_checkpointing(make_mom, token_ids) -> None:

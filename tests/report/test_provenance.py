@@ -33,6 +33,9 @@ def test_commit(tmp_path: Path) -> None:
     (package / "__init__.py").write_text("")
     assert commit(package) is None  # no repository
     git(package.parent, "init")
+    (package.parent / "theirs").write_text("")
+    git(package.parent, "add", "theirs")
+    git(package.parent, "commit", "-m", "x")
     assert commit(package) is None  # a repository that does not hold the package: somebody else's
     git(package.parent, "add", ".")
     git(package.parent, "commit", "-m", "x")

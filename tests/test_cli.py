@@ -1,0 +1,278 @@
+"""The command line, end to end on a tiny source: what it prints, writes and refuses."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from momify.cli import app, main
+from momify.data.tokenizer import train_tokenizer
+from momify.demo.corpus import documents
+from momify.models import load_mom
+
+COMMANDS = ("demo", "run", "convert", "train", "eval", "report", "export", "generate", "validate")
+RECIPE = """
+run: {name: tiny}
+source: {model: src}
+mom: {mha: 2, ffn: 3, calibration_blocks: 4}
+data: {train: text.txt, block_length: 32}
+train: {steps: 6, batch_size: 4, precision: fp32, learning_rate: 1.0e-2, save_every: 3, log_every: 2, explore: 0.2}
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+Momify = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny source, a text and a recipe."""
+    folder = tmp_path_factory.mktemp("work")
+    texts = [document.text for document in documents()[:60]]
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(texts, 512)
+    from transformers import GPT2Config
+
+    config = GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder / "src")
+    tokenizer.save_pretrained(folder / "src")
+    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(text[:2000] for text in texts))
+    (folder / "tiny.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture
+def momify(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Momify:
+    """Calls `momify ARGUMENTS` in this process."""
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["momify", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        streams = capfd.readouterr()
+        return Done(code, streams.out, streams.err)
+
+    return call
+
+
+@pytest.fixture
+def there(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh copy of the workplace to stand in."""
+    shutil.copytree(workplace, tmp_path / "w", symlinks=True)
+    monkeypatch.chdir(tmp_path / "w")
+    monkeypatch.setenv("MOMIFY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "w"
+
+
+@pytest.fixture(scope="session")
+def finished(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workplace after `momify run tiny.yaml`, made once in a Python of its own."""
+    folder = tmp_path_factory.mktemp("finished") / "w"
+    shutil.copytree(workplace, folder)
+    environment = {**os.environ, "MOMIFY_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "momify", "run", "tiny.yaml"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+def test_run_goes_all_the_way(finished: Path) -> None:
+    run = finished / "runs" / "tiny"
+    for name in ("recipe.yaml", "metrics.jsonl", "log.txt", "report.json", "report.md", "eval/ppl.json",
+                 "model/model.safetensors", "model/momify.json", "export/modeling.py", "export/README.md"):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+    last = (finished / "stdout.txt").read_text().splitlines()[-1]
+    for word in ("parameters", "MACs", "KV cache", "perplexity", "->"):
+        assert word in last
+    report = json.loads((run / "report.json").read_text())
+    assert report["macs"]["mom"]["agree"]
+    assert report["perplexity"]["mom_start"]["perplexity"] != report["perplexity"]["mom_trained"]["perplexity"]
+    assert report["provenance"]["source_sha256"]
+
+
+def test_removal_is_told_before_it_is_done(finished: Path) -> None:
+    shown = (finished / "stdout.txt").read_text()
+    assert shown.index("removes 2 of 4 attention modules") < shown.index("wrote runs/tiny/model")
+    assert "removes 2 of 4" in (finished / "runs/tiny/log.txt").read_text()
+
+
+def test_export_gives_the_same_greedy_tokens_without_momify(finished: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['momify'] = None\n"
+        "import torch, json\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "m = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "ids = t('def main(', return_tensors='pt').input_ids\n"
+        "print(json.dumps(m.generate(ids, max_new_tokens=12, do_sample=False)[0].tolist()))\n"
+    )
+    run = finished / "runs" / "tiny"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", script, str(run / "export")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    ours = load_mom(run / "model").generate(torch.tensor([found[:-12]]), max_new_tokens=12, do_sample=False)
+    assert found == ours[0].tolist()
+
+
+def test_convert_eval_report_export_generate(there: Path, momify: Momify) -> None:
+    done = momify("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt", "--name", "c")
+    assert (done.code, done.err) == (0, ""), done.err
+    assert "removes 2 of 4 attention modules" in done.out
+    scores = json.loads(momify("eval", "--tasks", "ppl", "--json").out)
+    assert set(scores) == {"source", "mom"}
+    assert scores["mom"]["protocol"] == scores["source"]["protocol"]
+    assert scores["mom"]["loss"] != scores["source"]["loss"]
+    report = json.loads(momify("report", "c", "--json").out)
+    assert report["perplexity"]["mom_trained"] is None
+    assert momify("export", "c", "--out", "elsewhere").code == 0
+    assert (there / "elsewhere" / "config.json").exists()
+    one, two = (momify("generate", "c", "--prompt", "def ", "--tokens", 5, "--seed", 3) for _ in range(2))
+    assert one.out == two.out
+    assert one.out.startswith("def ")
+    assert json.loads(momify("generate", "src", "--temperature", 0, "--tokens", 5, "--json").out)["tokens"] == 5
+    assert momify("generate", "c", "--beams", 2, "--tokens", 5).code == 0
+    short = ("train.steps=2", "train.batch_size=2", "train.precision=fp32")
+    assert momify("train", "runs/c/recipe.yaml", *short).code == 0
+    again = momify("train", "runs/c/recipe.yaml")
+    assert (again.code, again.err.count("\n")) == (2, 1)
+
+
+def test_full_pool_loses_nothing_at_the_start(there: Path, momify: Momify) -> None:
+    assert momify("convert", "src", "--mha", 4, "--ffn", 4, "--name", "full", "--calibration", "text.txt").code == 0
+    scores = json.loads(momify("eval", "full", "--json").out)
+    assert scores["mom"]["loss"] == pytest.approx(scores["source"]["loss"], abs=1e-6)
+
+
+def test_finished_run_is_not_trained_twice(finished: Path, there: Path, momify: Momify) -> None:
+    shutil.copytree(finished / "runs", there / "runs", symlinks=True)
+    before = (there / "runs/tiny/model/model.safetensors").read_bytes()
+    assert momify("run", "tiny.yaml").code == 2
+    assert momify("run", "tiny.yaml", "--resume").code == 0
+    assert (there / "runs/tiny/model/model.safetensors").read_bytes() == before
+
+
+def test_phase_one_then_two(there: Path, momify: Momify) -> None:
+    (there / "both.yaml").write_text(
+        "run: {name: both}\n"
+        "source: {scratch: {layers: 2, width: 32, heads: 2, context: 32, vocabulary: 400,"
+        " train: {steps: 3, batch_size: 2, precision: fp32}}}\n"
+        "mom: {mha: 1, ffn: 2, calibration_blocks: 2}\n"
+        "data: {train: text.txt, block_length: 32}\n"
+        "train: {steps: 2, batch_size: 2, precision: fp32}\n"
+    )
+    done = momify("run", "both.yaml")
+    assert done.code == 0, done.err
+    assert (there / "runs/both/source/model.safetensors").exists()
+    assert momify("eval", "runs/both/source", "--data", "text.txt").code == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, momify: Momify) -> None:
+    done = momify(command, "--help")
+    assert done.code == 0
+    assert f"Example: momify {command}" in done.out
+
+
+def test_every_command_is_known_here() -> None:
+    names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert names == set(COMMANDS)
+
+
+def test_help_is_instant() -> None:
+    """CPU seconds, not wall time: the machine may be busy. A torch import alone takes more than one."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "momify", "--help"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+CONVERT = ["convert", "src", "--mha", "2", "--ffn", "2"]
+WRONG = [
+    (["convert", "nowhere/", "--mha", "2", "--ffn", "2"], None, "does not exist"),
+    (["convert", "src", "--mha", "0", "--ffn", "2"], None, "mom.mha"),
+    (["convert", "src", "--mha", "-1", "--ffn", "2"], None, "mom.mha"),
+    (["convert", "src", "--mha", "5", "--ffn", "2"], None, "mha is 5; the source has 4"),
+    (["convert", "src", "--mha", "2", "--ffn", "5"], None, "ffn is 5; the source has 4"),
+    ([*CONVERT, "--top-k", "9"], None, "modules_per_token is 9"),
+    ([*CONVERT, "--mha-steps", "9"], None, "mha_steps is 9"),
+    ([*CONVERT, "--reach", "far"], None, "mom.reach"),
+    ([*CONVERT, "--name", "../up"], None, "run.name"),
+    ([*CONVERT, "--calibration", "no.txt"], None, "no.txt does not exist"),
+    (CONVERT, lambda f: truncate(f / "src/model.safetensors"), "model.safetensors"),
+    (CONVERT, lambda f: (f / "src/config.json").write_text("{"), "config.json"),
+    (CONVERT, lambda f: (f / "src/config.json").write_text('{"model_type": "bert"}'),
+     "bert"),
+    (CONVERT, lambda f: (f / "src/tokenizer.json").unlink(), "tokenizer"),
+    (["run", "nope.yaml"], None, "does not exist"),
+    (["run", "tiny.yaml", "mom.mah=3"], None, "did you mean 'mha'"),
+    (["run", "tiny.yaml", "mom=3", "mom.mha=9"], None, "block.key=value"),
+    (["run", "tiny.yaml", "mom.mha=9"], None, "mha is 9"),
+    (["run", "tiny.yaml", "data.block_length=128"], None, "exceeds the source's 64 positions"),
+    (["run", "tiny.yaml", "source.model=gone/"], None, "does not exist"),
+    (["run", "tiny.yaml", "data.train=gone.txt"], None, "gone.txt does not exist"),
+    (["run", "tiny.yaml", "--resume"], None, "no run to resume"),
+    (["train", "tiny.yaml"], lambda f: (f / "tiny.yaml").write_text(""), "is empty"),
+    (["train", "tiny.yaml"], lambda f: (f / "tiny.yaml").write_text("a: ["), "not valid YAML"),
+    (["validate", "tiny.yaml"], lambda f: (f / "tiny.yaml").write_text("- 1"), "holds a list"),
+    (["eval", "--tasks", "glu"], None, "unknown task 'glu'"),
+    (["eval"], None, "no run under"),
+    (["eval", "src"], None, "--data FILE"),
+    (["eval", "src", "--data", "text.txt", "--block", "500"], None, "500"),
+    (["report", "src"], None, "dense"),
+    (["export", "src"], None, "dense"),
+    (["export", "--format", "gguf"], None, "gguf"),
+    (["generate", "gone/"], None, "does not exist"),
+    (["generate", "src", "--prompt", "a b c d e f " * 40], None, "positions"),
+    (["demo", "train.stesp=1"], None, "did you mean 'steps'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "prepare", "words"), WRONG, ids=[" ".join(w[0])[:50] + w[2][:12] for w in WRONG])
+def test_mistakes_give_one_line_and_exit_code_2(
+    arguments: list[str], prepare: Callable[[Path], object] | None, words: str, there: Path, momify: Momify
+) -> None:
+    if prepare:
+        prepare(there)
+    done = momify(*arguments)
+    assert done.code == 2, done
+    assert words in done.err
+    lines = [line for line in done.err.splitlines() if line]
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("momify: ")
+    assert not (there / "runs").exists()  # nothing half-written
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["convert"], ["eval", "--block", "x"], ["train"], []])
+def test_wrong_usage_is_exit_code_2(arguments: list[str], momify: Momify) -> None:
+    done = momify(*arguments)
+    assert done.code == 2
+    assert "Traceback" not in done.err
