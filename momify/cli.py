@@ -80,7 +80,8 @@ def _run(loaded: "Recipe", quiet: bool, as_json: bool, resume: bool = False, ove
         report = run_all(loaded, folder, screen, resume)
     if isinstance(report, Stopped):
         _stop(report, f"momify run {folder.recipe_file} --resume")
-    _show_report(report, as_json)
+    if report is not None:
+        _show_report(report, as_json)
 
 
 @app.command(epilog="Example: momify convert gpt2-large --mha 8 --ffn 36 --mha-steps 16")
@@ -159,7 +160,11 @@ def train(
 
 def _stop(stopped: Any, command: str) -> None:
     """Say how a run that a signal ended goes on; exit code 1, as it did not finish."""
-    typer.echo(f"momify: stopped by {stopped.signal} at step {stopped.step}, saved; go on with: {command}", err=True)
+    from momify.processes import is_first
+
+    line = f"momify: stopped by {stopped.signal} at step {stopped.step}, saved; go on with: {command}"
+    if is_first():
+        typer.echo(line, err=True)
     raise typer.Exit(1)
 
 
@@ -299,10 +304,11 @@ def _screen(quiet: bool = False, as_json: bool = False) -> "Screen":
     from rich.console import Console
 
     from momify.pipeline import quiet_libraries
+    from momify.processes import is_first
     from momify.screen import Screen
 
     quiet_libraries()
-    return Screen(Console(stderr=as_json), quiet)
+    return Screen(Console(stderr=as_json, quiet=not is_first()), quiet)
 
 
 @app.callback()

@@ -12,14 +12,23 @@ from typing import Any
 
 from momify.errors import MomifyError
 
+_TEMPORARY = ".momify-"  # opens the name of everything that is not whole yet
+_DISK_WORDS = ("No space left", "File too large", "I/O error", "quota", "PytorchStreamWriter", "requested and")
+
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while writing `path` into a MomifyError that names the file and the reason."""
+def disk_errors(path: Path, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn an OSError while writing `path` into a MomifyError that names the file and the reason.
+
+    Libraries say the same by errors of their own: those of the kinds `also` are turned too, if they speak of the disk.
+    """
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, *also) as error:
+        text = " ".join(str(error).split())[:150]
+        if not isinstance(error, OSError) and not any(word in text for word in _DISK_WORDS):
+            raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or text
         raise MomifyError(
             f"cannot write {path}: {reason}; free space or choose another folder, what was there before is intact"
         ) from error
@@ -30,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 stream.write(text)
@@ -63,7 +72,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     target = Path(target)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{_TEMPORARY}{target.name}."))
     try:
         yield temporary
         with disk_errors(target):
@@ -78,7 +87,7 @@ def _replace_folder(new: Path, target: Path) -> None:
     if not target.exists():
         os.replace(new, target)
         return
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{_TEMPORARY}{target.name}.old."))
     os.replace(target, old / "old")
     try:
         os.replace(new, target)
@@ -87,6 +96,11 @@ def _replace_folder(new: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """What a killed process left in `folder` that never became whole."""
+    return list(Path(folder).glob(f"{_TEMPORARY}*"))
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from datasets.utils.logging import disable_progress_bar
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
 from momify.convert.assemble import RouterSettings, assemble, network_of
@@ -15,15 +15,16 @@ from momify.convert.homes import Request, check_request, choose_homes, removal_q
 from momify.convert.importance import Importance, measure_importance
 from momify.convert.source import open_source, read_config
 from momify.data.blocks import load_tokens
-from momify.data.documents import read_corpus
-from momify.data.tokenizer import load_tokenizer, train_tokenizer
+from momify.data.documents import Corpus, read_corpus
+from momify.data.tokenizer import check_same_tokens, load_tokenizer, train_tokenizer
 from momify.errors import MomifyError
 from momify.evaluate.perplexity import Perplexity
 from momify.evaluate.ppl import Contestant, PplSettings, read_results, score
 from momify.export.mom import export_mom
 from momify.files import read_json, sha256_of_files, whole_folder
 from momify.models import load_dense, load_model, load_mom, locate, read_provenance, write_model
-from momify.recipe import MomBlock, Recipe
+from momify.processes import count, first_then_others, is_first
+from momify.recipe import MomBlock, Recipe, Scratch, TrainBlock
 from momify.report.make import Pair, command_line, measure_pair, quality_of, write_report
 from momify.report.provenance import Origin, versions
 from momify.runs import Run
@@ -55,10 +56,15 @@ def check(recipe: Recipe, screen: Screen) -> None:
         check_request(request_of(recipe.mom), layers)
 
 
-def run_all(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> dict[str, Any] | Stopped:
-    """Everything in order: (phase 1,) convert, train, evaluate, report, export; the report, or where it stopped."""
+def run_all(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> dict[str, Any] | Stopped | None:
+    """Everything in order: (phase 1,) convert, train, evaluate, report, export; the report, or where it stopped.
+
+    Several processes train together; the first alone does the rest, and the others get None.
+    """
     if stopped := train(recipe, run, screen, resume):
         return stopped
+    if not is_first():
+        return None
     subject = Subject(run.folder.name, run.model, "mom", run, recipe)
     evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit), screen)
     report = make_report(subject, EvalOptions(limit=recipe.eval.limit), screen)
@@ -73,25 +79,19 @@ def train(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Sto
         return stopped
     if recipe.mom is None:
         return None
-    if not (run.model / "config.json").is_file():
-        convert(recipe, run, screen)
+    with first_then_others():
+        if not (run.model / "config.json").is_file():
+            convert(recipe, run, screen)
     return recover(recipe, run, screen, resume)
 
 
 def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Stopped | None:
     """Phase 1: train a dense GPT-2 from random weights into `run.source`."""
     scratch, settings = recipe.source.scratch, recipe.source.scratch.train or recipe.train
-    corpus = read_corpus(recipe.data)
-    if (run.pretraining / "tokenizer").is_dir():
-        tokenizer = load_tokenizer(run.pretraining / "tokenizer")
-    elif scratch.tokenizer:
-        tokenizer = load_tokenizer(scratch.tokenizer)
-    else:
-        screen.say(f"learning a byte-level BPE of {scratch.vocabulary} entries")
-        tokenizer = train_tokenizer(corpus.train["text"], scratch.vocabulary)
-    with whole_folder(run.pretraining / "tokenizer") as folder:
-        tokenizer.save_pretrained(folder)
-    data = load_tokens(recipe.data, tokenizer, corpus)
+    with first_then_others():
+        corpus = read_corpus(recipe.data)
+        tokenizer = tokenizer_of(scratch, corpus, run, screen)
+        data = load_tokens(recipe.data, tokenizer, corpus)
     set_seed(recipe.run.seed)
     model = dense_gpt2(scratch, tokenizer)
     screen.say(
@@ -99,12 +99,37 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
         f"({len(data.valid):,} held out), {settings.steps:,} steps of "
         f"{settings.batch_size * data.block_length:,} tokens"
     )
-    place = Place(run.pretraining, "phase 1", screen.console, recipe.run.seed, resume)
+    place = Place(run.pretraining, "phase 1", screen.console, recipe.run.seed, resume, screen.say)
     if stopped := fit(model, None, data, settings, place):
         return stopped
-    write_model(run.source, model.to(torch.float32), tokenizer, {"recipe": recipe.model_dump(), "versions": versions()})
+    with first_then_others():
+        if is_first():
+            model = unsharded(model, settings, place).to(torch.float32)
+            write_model(run.source, model, tokenizer, {"recipe": recipe.model_dump(), "versions": versions()})
     screen.say(f"wrote {run.source}")
     return None
+
+
+def tokenizer_of(scratch: Scratch, corpus: Corpus, run: Run, screen: Screen) -> PreTrainedTokenizerBase:
+    """The tokenizer of phase 1: the run's own from before, a given one, or one learned from the text."""
+    kept = run.pretraining / "tokenizer"
+    if kept.is_dir():
+        return load_tokenizer(kept)
+    if scratch.tokenizer:
+        tokenizer = load_tokenizer(scratch.tokenizer)
+    else:
+        screen.say(f"learning a byte-level BPE of {scratch.vocabulary} entries")
+        tokenizer = train_tokenizer(corpus.train["text"], scratch.vocabulary)
+    with whole_folder(kept) as folder:
+        tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def unsharded(model: PreTrainedModel, settings: TrainBlock, place: Place) -> PreTrainedModel:
+    """The trained model in one piece: from its last checkpoint where several processes held parts of it."""
+    if not settings.fsdp or count() == 1:
+        return model
+    return load_model(place.checkpoints / f"checkpoint-{settings.steps}")
 
 
 def source_folder(recipe: Recipe, run: Run, screen: Screen) -> Path:
@@ -158,10 +183,14 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
         return None
     settings = recipe.train
     tokenizer = load_tokenizer(run.model)
-    data = load_tokens(recipe.data, tokenizer)
-    subject = Subject(run.folder.name, run.model, "mom", run, recipe)
-    evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit, roles=("source", "start")), screen)
-    model, teacher = load_mom(run.model), load_dense(open_source(source_folder(recipe, run, screen)))
+    source = open_source(source_folder(recipe, run, screen))
+    check_same_tokens(tokenizer, load_tokenizer(source.folder))
+    with first_then_others():
+        data = load_tokens(recipe.data, tokenizer)
+        if is_first():
+            subject = Subject(run.folder.name, run.model, "mom", run, recipe)
+            evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit, roles=("source", "start")), screen)
+    model, teacher = load_mom(run.model), load_dense(source)
     training_only = {"embd_pdrop": settings.dropout, "attn_pdrop": settings.dropout, "resid_pdrop": settings.dropout,
                      # with K > 1 the gates have a gradient of their own and need no exploring
                      "router_explore": settings.explore if model.config.modules_per_token == 1 else 0.0}  # fmt: skip
@@ -169,13 +198,16 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     model.config.update(training_only)
     set_seed(recipe.run.seed)
     screen.say(f"phase 2: {settings.steps:,} steps of {settings.batch_size * data.block_length:,} tokens")
-    place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume)
+    place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume, screen.say)
     if stopped := fit(model, teacher, data, settings, place):
         return stopped
-    model.config.update(kept)
-    tokens = settings.steps * settings.batch_size * data.block_length
+    tokens = settings.steps * settings.batch_size * data.block_length * count()
     provenance |= {"trained": {"steps": settings.steps, "tokens": tokens}, "recipe": recipe.model_dump()}
-    write_model(run.model, model.eval(), tokenizer, provenance)
+    with first_then_others():
+        if is_first():
+            model = unsharded(model, settings, place)
+            model.config.update({**kept, "use_cache": True})
+            write_model(run.model, model.eval(), tokenizer, provenance)
     screen.say(f"wrote {run.model}, trained")
     return None
 

@@ -80,7 +80,9 @@ class TrainBlock(Block):
     """Steps between held-out losses; null: as save_every."""
     save_every: Positive = 500
     keep: Positive = 3
-    """Checkpoints kept."""
+    """Newest checkpoints kept; the one of the lowest held-out loss is kept besides."""
+    fsdp: bool = False
+    """Under torchrun: shard weights, gradients and optimizer over the processes instead of copying them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainBlock":

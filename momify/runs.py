@@ -1,15 +1,17 @@
 """Run folders: where a run keeps its parts, which one is the latest, and who may write into it."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from momify.errors import MomifyError
-from momify.files import disk_errors, write_text
+from momify.files import disk_errors, temporaries, write_text
+from momify.processes import is_first, wait_for_all
 from momify.recipe import Recipe, dump_recipe, load_recipe
 
 RUNS = Path("runs")
@@ -84,10 +86,52 @@ def open_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Run:
 
 @contextmanager
 def opened_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Iterator[Run]:
-    """As `open_run`; a run that fails before it has made anything leaves nothing behind."""
+    """As `open_run`, held against other processes; a run that fails before it has made anything leaves nothing behind.
+
+    Of the processes of one run (torchrun) the first opens it and the others wait. Raises MomifyError when a process of
+    another run works in the folder.
+    """
+    if not is_first():
+        wait_for_all()
+        yield Run(recipe.folder)
+        return
     before = os.readlink(RUNS / LATEST) if (RUNS / LATEST).is_symlink() else None
     existed = recipe.folder.exists()
-    run = open_run(recipe, resume, overwrite)
+    with ExitStack() as held:
+        if existed:
+            held.enter_context(_alone_in(recipe.folder))
+        run = open_run(recipe, resume, overwrite)
+        if not existed:
+            held.enter_context(_alone_in(recipe.folder))
+        _sweep(run)
+        wait_for_all()
+        yield from _leaving_nothing(run, existed, before)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes of this machine; the system lets go of it however this one ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise MomifyError(f"another momify works in {folder} now; wait for it, or set another run.name") from None
+    finally:
+        os.close(handle)
+
+
+def _sweep(run: Run) -> None:
+    """Remove the half-written files and folders of a process that was killed here."""
+    for folder in (run.folder, run.pretraining, run.evaluation):
+        for path in temporaries(folder):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _leaving_nothing(run: Run, existed: bool, before: str | None) -> Iterator[Run]:
     try:
         yield run
     except BaseException:

@@ -11,6 +11,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from momify.files import disk_errors
+from momify.processes import is_first
+
 Progress = Callable[[int, int], None]  # done, total
 
 
@@ -21,14 +24,16 @@ class Screen:
         self.console, self.quiet, self.log = console, quiet, None
 
     def to_log(self, path: Path) -> None:
-        """Keep every further line in `path` too."""
+        """Keep every further line in `path` too; of several processes the first does."""
+        if not is_first():
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         self.log: Path | None = path
 
     def say(self, line: str, style: str = "") -> None:
         """One line of progress; texts of users and models are shown as they are, never read as markup."""
         if self.log:
-            with open(self.log, "a", encoding="utf-8") as stream:
+            with disk_errors(self.log), open(self.log, "a", encoding="utf-8") as stream:
                 stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         if not self.quiet:
             self.console.print(Text(line, style=style), soft_wrap=True)

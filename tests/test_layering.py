@@ -25,7 +25,7 @@ LAYERS = (
     ("data",),
     ("model", "demo", "runs"),
     ("recipe", "screen"),
-    ("files",),
+    ("files", "processes"),
     ("errors",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

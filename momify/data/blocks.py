@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from momify.data.documents import Corpus, read_corpus
 from momify.errors import MomifyError
-from momify.files import whole_folder, write_json
+from momify.files import disk_errors, whole_folder, write_json
 from momify.recipe import DataBlock
 
 _FORMAT = 1  # part of the cache key: raise it when the content of a cached folder changes
@@ -24,7 +24,7 @@ _BATCH = 256  # documents tokenised at once
 
 
 class TokenBlocks(TorchDataset):
-    """Blocks of `length` consecutive tokens of a flat array; the rest that fills no block is left out."""
+    """Blocks of `length` consecutive tokens of a flat array, numbered; the rest that fills no block is left out."""
 
     def __init__(self, tokens: np.ndarray, length: int) -> None:
         self.tokens, self.length = tokens, length
@@ -37,7 +37,7 @@ class TokenBlocks(TorchDataset):
             raise IndexError(index)
         block = self.tokens[index * self.length : (index + 1) * self.length]
         ids = torch.from_numpy(block.astype(np.int64))  # (T,)
-        return {"input_ids": ids, "labels": ids}
+        return {"input_ids": ids, "labels": ids, "block": torch.tensor(index)}
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,11 @@ def _write(
 ) -> int:
     """Append the tokens of `documents` to `path`, `limit` at most; how many were written."""
     written = 0
-    with open(path, "wb") as stream:
+    with disk_errors(path), open(path, "wb") as stream:
         for texts in _batches(documents):
             ids = np.concatenate([np.asarray(row, dtype) for row in encode(texts)])
             ids = ids if limit is None else ids[: limit - written]
-            ids.tofile(stream)
+            stream.write(ids.tobytes())  # not tofile, which does not say why it failed
             written += len(ids)
             if limit is not None and written >= limit:
                 break

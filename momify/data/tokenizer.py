@@ -53,3 +53,15 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     if len(tokenizer) < 2:
         raise MomifyError(f"{name} holds no tokenizer files; copy tokenizer.json (or vocab.json and merges.txt) there")
     return tokenizer
+
+
+def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise MomifyError, naming one, where two tokenizers give a token different ids."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    token = min((t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)), key=str)
+    raise MomifyError(
+        f"the model's tokenizer and its source's differ: token {token!r} has id {ours.get(token)} and "
+        f"{theirs.get(token)}; convert from the source that it is to learn from"
+    )

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from momify.files import write_text
+from momify import processes
+from momify.files import disk_errors, write_text
 
 _HIDDEN = ("epoch", "total_flos", "train_")
 
@@ -41,7 +42,7 @@ class MetricsFile(TrainerCallback):
             return
         tokens = state.global_step * self.tokens_per_step
         row = {key: value if math.isfinite(value) else str(value) for key, value in row.items()}
-        with open(self.path, "a", encoding="utf-8") as stream:
+        with disk_errors(self.path), open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": state.global_step, "tokens": tokens, **row}) + "\n")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
@@ -53,12 +54,12 @@ def keep_rows_up_to(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            written_at = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):  # cut by a kill
             continue
-        if row["step"] <= step:
+        if written_at <= step:
             kept.append(line + "\n")
     write_text(path, "".join(kept))
 
@@ -117,7 +118,8 @@ class StopOnSignal(TrainerCallback):
         self.stopped = signal.Signals(number).name
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        if self.stopped:
+        if processes.any_of_all(self.stopped is not None):  # several must save the same step
+            self.stopped = self.stopped or "a signal"
             control.should_save = control.should_training_stop = True
 
     def restore(self) -> None:

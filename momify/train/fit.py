@@ -1,10 +1,12 @@
 """One training from a recipe's train block: build the Trainer, resume or start, give the trained model back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors.torch import load_model as load_weights
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -13,23 +15,38 @@ from transformers.trainer_callback import PrinterCallback
 from momify.data.blocks import TokenData
 from momify.errors import MomifyError
 from momify.evaluate.perplexity import Protocol
+from momify.model import MomConfig
+from momify.processes import count, first_then_others, is_first, rank, wait_for_all
 from momify.recipe import TrainBlock
 from momify.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
+from momify.train.checkpoints import drop_after, newest_whole, read_seal, sweep
+from momify.train.guards import Rollback, UnfitStepsError, read_rollback, write_rollback
 from momify.train.trainer import HeldOut, LossWeights, MomTrainer
+from momify.train.watch import OverfitWatch, RouterWatch
 
-_PARTS = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+# Sharded over the processes, saved whole: such a checkpoint's model.safetensors loads in one process.
+_FSDP = {"version": 2, "auto_wrap_policy": "NO_WRAP", "state_dict_type": "FULL_STATE_DICT"}
 _EVAL_TOKENS = 65_536  # held-out tokens scored while training; the report scores them all
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training writes (metrics.jsonl, checkpoints/, tensorboard/) and how it is called on the screen."""
+    """Where a training writes (metrics.jsonl, checkpoints/, tensorboard/), how it is called, who hears its warnings."""
 
     folder: Path
     title: str
     console: Console
     seed: int = 0
     resume: bool = False
+    say: Callable[[str], None] = lambda line: None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -45,36 +62,105 @@ def fit(
 ) -> Stopped | None:
     """Train `model` in place: phase 2 from `teacher`, or phase 1 (next-token loss alone) where that is None.
 
-    Raises MomifyError when blocks are longer than the model's positions, or the loss stops being finite.
+    After three steps in a row whose loss or gradient is not finite it goes back to the checkpoint before them, with a
+    lower learning rate. Raises MomifyError when that does not help, when blocks are longer than the model's positions,
+    or when the vocabularies differ. With train.fsdp the model comes out sharded; its last checkpoint is whole.
     """
     check_length(model, data)
-    arguments = training_arguments(settings, place)
-    per_step = settings.batch_size * data.block_length * arguments.world_size
-    stop, bar = StopOnSignal(), ProgressBar(place.title, place.console)
-    callbacks = [MetricsFile(place.folder / "metrics.jsonl", per_step), bar, stop, tensorboard(place)]
-    use_cache = model.config.use_cache
-    weights = LossWeights(settings.distill, settings.cross_entropy, settings.balance) if teacher else LossWeights()
-    held_out = HeldOut(data.valid_tensor(_EVAL_TOKENS), Protocol(data.block_length, data.block_length))
-    trainer = MomTrainer(
-        model,
-        arguments,
-        train_dataset=data.train_blocks,
-        eval_dataset=[],
-        callbacks=callbacks,
-        weights=weights,
-        held_out=held_out,
-        teacher=teacher,
+    check_vocabularies(model, teacher)
+    with first_then_others():
+        if is_first():
+            sweep(place.checkpoints)
+    rollback = read_rollback(place.checkpoints) if place.resume else Rollback()
+    below = None
+    while True:
+        start = newest_whole(place.checkpoints, place.say, below) if place.resume or rollback.times else None
+        wait_for_all()  # before the first process changes what the others read
+        if is_first():
+            drop_after(place.checkpoints, read_seal(start).step if start else 0)
+            write_rollback(place.checkpoints, rollback)
+        try:
+            return fit_from(start, Course(model, teacher, data, settings, place, rollback.lr_factor))
+        except UnfitStepsError as error:
+            rollback, below = rollback.again(error), error.first
+            _say_back(error, rollback, settings, place)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What one attempt at training works with."""
+
+    model: PreTrainedModel
+    teacher: PreTrainedModel | None
+    data: TokenData
+    settings: TrainBlock
+    place: Place
+    lr_factor: float = 1.0
+
+
+def _say_back(error: UnfitStepsError, rollback: Rollback, settings: TrainBlock, place: Place) -> None:
+    """Tell of a rollback. Raises MomifyError where there is no checkpoint to go back to."""
+    if newest_whole(place.checkpoints, lambda line: None, below=error.first) is None:
+        raise MomifyError(
+            f"{error.describe()}, and there is no checkpoint before it to go back to; lower train.learning_rate "
+            f"({settings.learning_rate:g}), or set train.precision=fp32, and start anew"
+        ) from error
+    if settings.fsdp and count() > 1:  # a model that is sharded already cannot be wrapped again in the same process
+        if is_first():
+            write_rollback(place.checkpoints, rollback)
+        raise MomifyError(f"{error.describe()}; --resume goes on with {rollback.lr_factor:g} times the learning rate")
+    place.say(
+        f"warning: {error.describe()}; going back to the checkpoint before step {error.first}, "
+        f"now with {rollback.lr_factor:g} times the learning rate"
     )
-    trainer.remove_callback(PrinterCallback)  # metrics.jsonl has these lines
-    checkpoint = last_checkpoint(place.folder) if place.resume else None
+
+
+def fit_from(start: Path | None, course: Course) -> Stopped | None:
+    """Train from a checkpoint, or from the beginning for None. Raises UnfitStepsError as StepGuard does."""
+    settings, model = course.settings, course.model
+    if start and read_seal(start).step >= settings.steps:  # killed between the last checkpoint and the model
+        load_weights(model, start / "model.safetensors", strict=False)
+        return None
+    use_cache = model.config.use_cache
+    trainer, stop, bar = make_trainer(course)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
         stop.restore()
         bar.close()
         model.config.use_cache = use_cache  # the Trainer switches it off in the config, which would be saved
     step = trainer.state.global_step
     return Stopped(stop.stopped, step) if stop.stopped and step < settings.steps else None
+
+
+def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]:
+    """The Trainer of a course with its callbacks; the two that must be put away afterwards beside it."""
+    settings, place, data, model = course.settings, course.place, course.data, course.model
+    arguments = training_arguments(settings, place)
+    per_step = settings.batch_size * data.block_length * arguments.world_size
+    stop, bar = StopOnSignal(), ProgressBar(place.title, place.console)
+    callbacks = [MetricsFile(place.metrics, per_step), bar, stop, OverfitWatch(place.metrics, place.say)]
+    if isinstance(model.config, MomConfig):
+        callbacks.append(RouterWatch(model.config, place.say))
+    if is_first():
+        callbacks.append(tensorboard(place))
+    routed = LossWeights(settings.distill, settings.cross_entropy, settings.balance)
+    trainer = MomTrainer(
+        model,
+        arguments,
+        train_dataset=data.train_blocks,
+        eval_dataset=[],
+        callbacks=callbacks,
+        weights=routed if course.teacher else LossWeights(),
+        held_out=HeldOut(data.valid_tensor(_EVAL_TOKENS), Protocol(data.block_length, data.block_length)),
+        teacher=course.teacher,
+        lr_factor=course.lr_factor,
+        say=place.say,
+    )
+    trainer.remove_callback(PrinterCallback)  # metrics.jsonl has these lines
+    if rank():  # else all processes would drop out and explore by the same draws; a checkpoint brings its own state
+        torch.manual_seed(place.seed + rank())
+    return trainer, stop, bar
 
 
 def check_length(model: PreTrainedModel, data: TokenData) -> None:
@@ -84,12 +170,21 @@ def check_length(model: PreTrainedModel, data: TokenData) -> None:
         raise MomifyError(f"data.block_length {data.block_length} exceeds the model's {positions} positions; lower it")
 
 
+def check_vocabularies(model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+    """Raise MomifyError when student and teacher do not predict the same number of tokens."""
+    if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
+        raise MomifyError(
+            f"the model has {model.config.vocab_size} tokens and its source {teacher.config.vocab_size}: their "
+            "predictions cannot be compared; convert from the source that it is to learn from"
+        )
+
+
 def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
     """The Trainer's arguments for a train block."""
     micro = settings.micro_batch or settings.batch_size
     every = settings.eval_every or settings.save_every
     return TrainingArguments(
-        output_dir=str(place.folder / "checkpoints"),
+        output_dir=str(place.checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings.batch_size // micro,
@@ -114,22 +209,10 @@ def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        **({"fsdp": True, "fsdp_config": dict(_FSDP)} if settings.fsdp and count() > 1 else {}),
     )
 
 
 def tensorboard(place: Place) -> TensorBoardCallback:
     """The same numbers as metrics.jsonl, for TensorBoard."""
     return TensorBoardCallback(SummaryWriter(str(place.folder / "tensorboard")))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, None where there is none yet.
-
-    One that lacks a part is passed over: the Trainer would go on from it with a fresh optimizer, without a word.
-    """
-    found = {int(p.name.split("-")[1]): p for p in (folder / "checkpoints").glob("checkpoint-*") if _is_whole(p)}
-    return found[max(found)] if found else None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    return checkpoint.name.split("-")[1].isdigit() and all((checkpoint / part).is_file() for part in _PARTS)

@@ -1,37 +1,38 @@
-"""What the routers did since the last log: entropy and module use, one number each, from the forward's own record."""
+"""What the routers did, as sums that add up over micro-batches and processes, and the numbers to show of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+ENTROPY, USE = "router_entropy", "use/"
 
-class RoutingLog:
-    """Sums routing records until they are taken; nothing is copied from the device before that."""
 
-    def __init__(self) -> None:
-        self._use: dict[tuple[str, int], Tensor] = {}
-        self._entropy: list[Tensor] = []
+def routing_sums(records: Sequence[Any], router_logits: Sequence[Tensor]) -> dict[str, Tensor]:
+    """First choices per routed half-step (M + 1,) and the routers' entropy as [sum, count].
 
-    def add(self, records: Sequence[Any], router_logits: Sequence[Tensor]) -> None:
-        """Count the first choices of some routed half-steps; their logits (n, M + 1) stand in the same order."""
-        for record, logits in zip(records, router_logits, strict=True):
-            logits = logits.detach()
-            use = torch.bincount(record.modules[:, 0], minlength=logits.shape[-1])
-            key = (record.kind, record.step)
-            self._use[key] = self._use[key] + use if key in self._use else use
-            log_p = logits.log_softmax(-1)
-            self._entropy.append(-(log_p.exp() * log_p.masked_fill(~torch.isfinite(log_p), 0)).sum(-1).mean())
+    The logits (n, M + 1) stand in the order of `records`. Nothing is copied from the device.
+    """
+    sums: dict[str, Tensor] = {}
+    for record, logits in zip(records, router_logits, strict=True):
+        log_p = logits.detach().log_softmax(-1)
+        entropy = -(log_p.exp() * log_p.masked_fill(~torch.isfinite(log_p), 0)).sum(-1).mean()
+        sums[f"{USE}{record.kind}/{record.step}"] = torch.bincount(record.modules[:, 0], minlength=logits.shape[-1])
+        sums[ENTROPY] = sums.get(ENTROPY, 0) + torch.stack([entropy, torch.ones_like(entropy)])
+    return sums
 
-    def take(self) -> dict[str, float]:
-        """Mean router entropy (nats) and `use/<kind>/<step>/<module>` shares since the last call, SKIP by its name."""
-        if not self._use:
-            return {}
-        result = {"router_entropy": torch.stack(self._entropy).mean().item()}
-        for (kind, step), use in sorted(self._use.items()):
-            shares = (use / use.sum()).tolist()
-            names = [*map(str, range(len(shares) - 1)), "skip"]
-            result.update({f"use/{kind}/{step}/{n}": s for n, s in zip(names, shares, strict=True) if s > 0})
-        self._use, self._entropy = {}, []
-        return result
+
+def use_shares(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """`use/<kind>/<step>/<module>` shares of the tokens, SKIP by its name; a share of 0 is left out."""
+    shares: dict[str, float] = {}
+    for name in sorted((n for n in sums if n.startswith(USE)), key=_by_step):
+        use = sums[name].tolist()
+        labels = [*map(str, range(len(use) - 1)), "skip"]
+        shares |= {f"{name}/{label}": n / sum(use) for label, n in zip(labels, use, strict=True) if n}
+    return shares
+
+
+def _by_step(name: str) -> tuple[str, int]:
+    _, kind, step = name.split("/")
+    return kind, int(step)

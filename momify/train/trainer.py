@@ -1,19 +1,16 @@
-"""transformers' Trainer with what momify adds: the weighted losses, whole checkpoints, held-out perplexity."""
+"""transformers' Trainer with what momify adds: the weighted losses and held-out perplexity; see sturdy.py too."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import PreTrainedModel
 
-from momify.errors import MomifyError
 from momify.evaluate.perplexity import Protocol, perplexity
 from momify.train.losses import balance_loss, distillation_loss, next_token_loss
-from momify.train.routing_log import RoutingLog
+from momify.train.routing_log import routing_sums
+from momify.train.sturdy import SturdyTrainer
 
 
 @dataclass(frozen=True)
@@ -33,30 +30,7 @@ class HeldOut:
     protocol: Protocol
 
 
-class AtomicTrainer(Trainer):
-    """A Trainer whose checkpoints appear whole: written under `.partial`, then renamed."""
-
-    _sub: tuple[str, ...] = ()
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return os.path.join(super()._get_output_dir(trial), *self._sub)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self._sub = (".partial",)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._sub = ()
-        self.accelerator.wait_for_everyone()
-        if not self.args.should_save:
-            return
-        root, name = self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(os.path.join(root, name), ignore_errors=True)
-        os.replace(os.path.join(root, ".partial", name), os.path.join(root, name))
-        rotate_checkpoints(root, self.args.save_total_limit, self.state.best_model_checkpoint)
-
-
-class MomTrainer(AtomicTrainer):
+class MomTrainer(SturdyTrainer):
     """Trains a dense GPT-2 (no teacher) or a MoM (teacher = its source) on the weighted sum of the losses.
 
     Every part of the loss is logged as its own mean over the micro-batches since the last log.
@@ -75,8 +49,6 @@ class MomTrainer(AtomicTrainer):
         super().__init__(*args, **kwargs)
         self.weights, self.held_out = weights, held_out
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
-        self._parts: dict[str, list[Tensor]] = {}
-        self._routing = RoutingLog()
 
     def compute_loss(
         self,
@@ -87,6 +59,7 @@ class MomTrainer(AtomicTrainer):
     ) -> Any:
         """The weighted loss of a batch of input_ids and labels (B, T)."""
         routed = self.teacher is not None
+        sums: dict[str, Tensor] = {}
         extra = {"output_router_logits": True} if routed else {}
         outputs = model(input_ids=inputs["input_ids"], use_cache=False, **extra)
         parts = {"cross_entropy": next_token_loss(outputs.logits, inputs["labels"])}
@@ -96,13 +69,12 @@ class MomTrainer(AtomicTrainer):
             loss = loss + self.weights.distill * parts["distill"]
         if routed:
             choices = [record for record in outputs.routing if record.routed]
-            self._routing.add(choices, outputs.router_logits)
+            sums = routing_sums(choices, outputs.router_logits)
             if self.weights.balance and choices:
                 pairs = zip(outputs.router_logits, choices, strict=True)
                 parts["balance"] = torch.stack([balance_loss(logits, r.modules) for logits, r in pairs]).mean()
                 loss = loss + self.weights.balance * parts["balance"]
-        for name, value in parts.items():
-            self._parts.setdefault(name, []).append(value.detach())
+        self.tally.add({"loss": loss, **parts}, sums)
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
@@ -110,28 +82,17 @@ class MomTrainer(AtomicTrainer):
         with self.compute_loss_context_manager():
             return self.teacher(input_ids=input_ids, use_cache=False).logits
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch. Raises MomifyError when the loss is not finite, before a weight can become so."""
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise MomifyError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower train.learning_rate, or set "
-                "train.precision=fp32, and go on from the last checkpoint with --resume"
-            )
-        return loss
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss and the routing since the last log, then log as the Trainer does."""
         if "loss" in logs:
-            logs.update({name: torch.stack(values).mean().item() for name, values in self._parts.items() if values})
-            logs.update(self._routing.take())
-            self._parts.clear()
+            logs.update(self.tally.take())
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out loss by the report's own protocol."""
         model = self.accelerator.unwrap_model(self.model)
         result = perplexity(model, self.held_out.tokens, self.held_out.protocol)
+        self.held_out_at = (self.state.global_step, result.loss)
         metrics = {"eval_loss": result.loss, "eval_perplexity": result.perplexity}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -19,7 +19,8 @@ from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
 from momify.recipe import TrainBlock
 from momify.train.callbacks import StopOnSignal, keep_rows_up_to
-from momify.train.fit import Place, Stopped, fit, last_checkpoint
+from momify.train.checkpoints import newest_whole
+from momify.train.fit import Place, Stopped, fit
 
 STEPS = 8
 Teach = Callable[[], GPT2LMHeadModel]
@@ -74,6 +75,10 @@ def digest(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         found.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return found.hexdigest()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    return newest_whole(folder / "checkpoints", lambda line: None)
 
 
 def rows(folder: Path) -> list[dict]:
@@ -174,14 +179,6 @@ def test_phase_one_trains_a_dense_model(tmp_path: Path, data: TokenData, teach: 
     assert logged[0]["loss"] == pytest.approx(logged[0]["cross_entropy"])
     assert "distill" not in logged[0]
     assert sum(row["loss"] for row in logged[-5:]) < sum(row["loss"] for row in logged[:5]) - 0.1
-
-
-def test_loss_that_is_not_finite_stops_in_one_line(tmp_path: Path, data: TokenData, teach: Teach) -> None:
-    model = mom()
-    with torch.no_grad():
-        model.model.ln_f.weight.fill_(float("nan"))
-    with pytest.raises(MomifyError, match="the loss is nan at step 1"):
-        fit(model, teach(), data, block(), place(tmp_path))
 
 
 def test_failed_save_leaves_the_older_checkpoint(tmp_path: Path, data: TokenData, teach: Teach, monkeypatch) -> None:  # noqa: ANN001
