@@ -35,6 +35,16 @@ def test_auto_classes_know_mom(imports: str, check: str, printed: list[str]) -> 
     assert done.stdout.split() == printed, done.stderr
 
 
+@pytest.mark.parametrize(
+    "first", ["PreTrainedModel", "GenerationMixin", "AutoModelForCausalLM", "Trainer", "DynamicCache"]
+)
+def test_whatever_is_imported_first(first: str) -> None:
+    """transformers' modules import each other in many orders; none may meet the model half-way."""
+    code = f"import momify; from transformers import {first}; from transformers import AutoConfig; {CHECK}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["MomConfig"], done.stderr
+
+
 def test_names_are_there_and_others_are_not() -> None:
     import momify
 
