@@ -13,7 +13,7 @@ from typing import Any
 from momify.errors import MomifyError
 
 _TEMPORARY = ".momify-"  # opens the name of everything that is not whole yet
-_DISK_WORDS = ("No space left", "File too large", "I/O error", "quota", "PytorchStreamWriter", "requested and")
+_DISK_WORDS = ("No space left", "File too large", "I/O error", "quota", "PytorchStreamWriter", "enforce fail")
 
 
 @contextmanager
@@ -29,6 +29,8 @@ def disk_errors(path: Path, also: tuple[type[Exception], ...] = ()) -> Iterator[
         if not isinstance(error, OSError) and not any(word in text for word in _DISK_WORDS):
             raise
         reason = (error.strerror if isinstance(error, OSError) else None) or text
+        if "enforce fail" in text:  # torch.save says where, not why
+            reason = f"No space left, or the file grew too large ({text})"
         raise MomifyError(
             f"cannot write {path}: {reason}; free space or choose another folder, what was there before is intact"
         ) from error

@@ -146,7 +146,8 @@ def _loss(folder: Path) -> float | None:
         loss = _manifest(folder)["held_out_loss"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None
+    number = isinstance(loss, int | float) and not isinstance(loss, bool)
+    return float(loss) if number and math.isfinite(loss) else None
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from safetensors.torch import load_model as load_weights
-from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from momify.data.blocks import TokenData
@@ -21,6 +19,7 @@ from momify.recipe import TrainBlock
 from momify.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
 from momify.train.checkpoints import drop_after, newest_whole, read_seal, sweep
 from momify.train.guards import Rollback, UnfitStepsError, read_rollback, write_rollback
+from momify.train.tensorboard import TensorBoardFile
 from momify.train.trainer import HeldOut, LossWeights, MomTrainer
 from momify.train.watch import OverfitWatch, RouterWatch
 
@@ -139,11 +138,10 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
     arguments = training_arguments(settings, place)
     per_step = settings.batch_size * data.block_length * arguments.world_size
     stop, bar = StopOnSignal(), ProgressBar(place.title, place.console)
-    callbacks = [MetricsFile(place.metrics, per_step), bar, stop, OverfitWatch(place.metrics, place.say)]
+    files = [MetricsFile(place.metrics, per_step), TensorBoardFile(place.folder / "tensorboard")]
+    callbacks = [*files, bar, stop, OverfitWatch(place.metrics, place.say)]
     if isinstance(model.config, MomConfig):
         callbacks.append(RouterWatch(model.config, place.say))
-    if is_first():
-        callbacks.append(tensorboard(place))
     routed = LossWeights(settings.distill, settings.cross_entropy, settings.balance)
     trainer = MomTrainer(
         model,
@@ -211,8 +209,3 @@ def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
         remove_unused_columns=False,
         **({"fsdp": True, "fsdp_config": dict(_FSDP)} if settings.fsdp and count() > 1 else {}),
     )
-
-
-def tensorboard(place: Place) -> TensorBoardCallback:
-    """The same numbers as metrics.jsonl, for TensorBoard."""
-    return TensorBoardCallback(SummaryWriter(str(place.folder / "tensorboard")))

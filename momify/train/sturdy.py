@@ -73,11 +73,10 @@ class SturdyTrainer(Trainer):
                     seal(root / PARTIAL / name, self._seal())
                     put_in_place(root / PARTIAL / name, root / name)
                     rotate(root, self.args.save_total_limit)
-            except BaseException:
-                shutil.rmtree(root / PARTIAL, ignore_errors=True)  # give a full disk its space back
-                raise
             finally:
                 self._sub = ()
+                if self.args.should_save:  # after an error, too: a full disk gets its space back
+                    shutil.rmtree(root / PARTIAL, ignore_errors=True)
         processes.wait_for_all()
 
     def _seal(self) -> Seal:

@@ -58,7 +58,7 @@ class RouterWatch(TrainerCallback):
             if use.get(module) or module in fixed or module not in routable:
                 self._last_used[kind, module] = step
             elif step - since >= self._unused_steps:
-                self._warn_once(kind, module, f"no token has used it for {step - since} steps; it learns nothing more")
+                self._warn_once(kind, module, f"no token has chosen it for {step - since} steps")
 
     def _look_for_all(self, kind: str, use: dict[str, float]) -> None:
         homes = {self._config.homes(kind)[step] for step in self._config.routed(kind)}

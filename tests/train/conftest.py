@@ -44,8 +44,8 @@ class Place:
 
     def start(self, *arguments: str, launcher: tuple[str, ...] = (), **more: object) -> subprocess.Popen:
         """`momify ARGUMENTS` in a process of its own; its streams go to out.txt and err.txt."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MOMIFY_CACHE": str(self.folder / "cache"), "COLUMNS": "200",
-                       "HF_DATASETS_CACHE": str(self.folder / "datasets")}  # fmt: skip
+        caches = {"MOMIFY_CACHE": str(self.folder / "cache"), "HF_DATASETS_CACHE": str(self.folder / "datasets")}
+        environment = {**os.environ, **caches, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         command = [*(launcher or (sys.executable,)), "-m", "momify", *arguments]
         with open(self.folder / "out.txt", "w") as out, open(self.folder / "err.txt", "w") as err:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=out, stderr=err, **more)

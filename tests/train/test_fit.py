@@ -95,7 +95,7 @@ class StopAt(TrainerCallback):
     def __init__(self, step: int, number: int) -> None:
         self.step, self.number = step, number
 
-    def on_step_begin(self, args, state, control, **kw) -> None:  # noqa: ANN001, ANN003
+    def on_step_begin(self, args, state, control, **kw) -> None:
         if state.global_step == self.step:
             os.kill(os.getpid(), self.number)
 
@@ -108,7 +108,7 @@ def test_stopped_run_resumes_to_the_same_bits(
     whole = run(tmp_path / "whole", data, settings, mom, teach=teach)
     started = StopOnSignal.on_train_begin
 
-    def begin(self: StopOnSignal, args, state, control, **kw) -> None:  # noqa: ANN001, ANN003
+    def begin(self: StopOnSignal, args, state, control, **kw) -> None:
         started(self, args, state, control, **kw)
         self.on_step_begin = StopAt(4, number).on_step_begin
 
@@ -181,7 +181,7 @@ def test_phase_one_trains_a_dense_model(tmp_path: Path, data: TokenData, teach: 
     assert sum(row["loss"] for row in logged[-5:]) < sum(row["loss"] for row in logged[:5]) - 0.1
 
 
-def test_failed_save_leaves_the_older_checkpoint(tmp_path: Path, data: TokenData, teach: Teach, monkeypatch) -> None:  # noqa: ANN001
+def test_failed_save_leaves_the_older_checkpoint(tmp_path: Path, data: TokenData, teach: Teach, monkeypatch) -> None:
     save = torch.save
 
     def full(what: object, path: object, *rest: object, **more: object) -> None:

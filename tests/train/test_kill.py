@@ -20,7 +20,7 @@ def appears(folder: Path, pattern: str) -> bool:
         return True
 
 
-def has_come(place, moment: str, metrics_before: int) -> bool:  # noqa: ANN001
+def has_come(place, moment: str, metrics_before: int) -> bool:
     """Whether the process in `place` is at `moment` now."""
     metrics = place.run / "metrics.jsonl"
     if moment == "starting":
@@ -35,7 +35,7 @@ def has_come(place, moment: str, metrics_before: int) -> bool:  # noqa: ANN001
     return grown and (moment == "training" or b"eval_loss" in metrics.read_bytes()[metrics_before:])
 
 
-def kill_at(place, moment: str, draw: random.Random) -> bool:  # noqa: ANN001
+def kill_at(place, moment: str, draw: random.Random) -> bool:
     """Start or go on with the run and SIGKILL it at `moment`; False if it ended before the moment came."""
     metrics = place.run / "metrics.jsonl"
     before = metrics.stat().st_size if metrics.exists() else 0
@@ -51,7 +51,7 @@ def kill_at(place, moment: str, draw: random.Random) -> bool:  # noqa: ANN001
     return alive
 
 
-def assert_same(place, whole) -> None:  # noqa: ANN001
+def assert_same(place, whole) -> None:
     """Weights, optimizer, random states and metrics of two finished runs are equal to the bit."""
     assert place.rows() == whole.rows()
     ours, theirs = place.weights(), whole.weights()
@@ -66,13 +66,13 @@ def assert_same(place, whole) -> None:  # noqa: ANN001
             assert pair[0].read_bytes() == pair[1].read_bytes(), (name, part)
 
 
-def assert_tidy(place) -> None:  # noqa: ANN001
+def assert_tidy(place) -> None:
     """No half-written or half-removed thing is left in the run."""
     left = [path for path in place.run.rglob(".*") if path.name.startswith((".momify-", ".partial", ".discarded"))]
     assert [path for path in left if path.name != ".partial" or any(path.iterdir())] == []
 
 
-def disturb(place, moments: list[str], draw: random.Random) -> int:  # noqa: ANN001
+def disturb(place, moments: list[str], draw: random.Random) -> int:
     """Kill a run at each of `moments`, then let it finish; how many kills met it alive."""
     kills = sum(kill_at(place, moment, draw) for moment in moments)
     resume = ["--resume"] if (place.run / "recipe.yaml").exists() else []
@@ -80,17 +80,17 @@ def disturb(place, moments: list[str], draw: random.Random) -> int:  # noqa: ANN
     return kills
 
 
-def test_killed_run_ends_with_the_same_bits(new_place: Callable, undisturbed) -> None:  # noqa: ANN001
+def test_killed_run_ends_with_the_same_bits(new_place: Callable, undisturbed) -> None:
     place = new_place()
-    assert disturb(place, ["training", "saving", "removing"], random.Random(1)) == 3
+    assert disturb(place, ["training", "saving"], random.Random(1)) == 2
     assert_same(place, undisturbed)
     assert_tidy(place)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_killed_at_many_random_moments(new_place: Callable, undisturbed) -> None:  # noqa: ANN001
-    draw, kills, count = random.Random(20241124), 0, {moment: 0 for moment in MOMENTS}
+def test_killed_at_many_random_moments(new_place: Callable, undisturbed) -> None:
+    draw, kills, count = random.Random(20241124), 0, dict.fromkeys(MOMENTS, 0)
     rounds = 0
     while kills < 24 or min(count.values()) == 0:
         place, rounds = new_place(str(rounds)), rounds + 1
@@ -104,22 +104,20 @@ def test_killed_at_many_random_moments(new_place: Callable, undisturbed) -> None
     print(f"{kills} kills in {rounds} runs: {count}")
 
 
-def test_signals_save_first_and_say_how_to_go_on(new_place: Callable, undisturbed) -> None:  # noqa: ANN001
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_signals_save_first_and_say_how_to_go_on(new_place: Callable, undisturbed, number: signal.Signals) -> None:
     place = new_place()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        process: subprocess.Popen = place.start("train", "tiny.yaml", *(["--resume"] if place.run.exists() else []))
-        before = (place.run / "metrics.jsonl").stat().st_size if (place.run / "metrics.jsonl").exists() else 0
-        while process.poll() is None and not has_come(place, "training", before):
-            time.sleep(0.005)
-        process.send_signal(number)
-        assert process.wait() == 1, place.err
-        line = place.err.splitlines()[-1]
-        assert line.startswith(f"momify: stopped by {number.name} at step ")
-        assert line.endswith("saved; go on with: momify train runs/tiny/recipe.yaml --resume")
-        step = int(line.split("at step ")[1].split(",")[0])
-        assert (place.checkpoints / f"checkpoint-{step}" / "manifest.json").exists()
+    process: subprocess.Popen = place.start("train", "tiny.yaml")
+    while process.poll() is None and not has_come(place, "training", 0):
+        time.sleep(0.005)
+    process.send_signal(number)
+    assert process.wait() == 1, place.err
+    line = place.err.splitlines()[-1]
+    assert line.startswith(f"momify: stopped by {number.name} at step ")
+    assert line.endswith("saved; go on with: momify train runs/tiny/recipe.yaml --resume")
+    step = int(line.split("at step ")[1].split(",")[0])
+    assert (place.checkpoints / f"checkpoint-{step}" / "manifest.json").exists()
     assert place.finish("train", "runs/tiny/recipe.yaml", "--resume") == 0, place.err
     assert place.rows() == undisturbed.rows()
-    assert (place.run / "model/model.safetensors").read_bytes() == (
-        undisturbed.run / "model/model.safetensors"
-    ).read_bytes()
+    models = [where.run / "model" / "model.safetensors" for where in (place, undisturbed)]
+    assert models[0].read_bytes() == models[1].read_bytes()
