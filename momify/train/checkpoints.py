@@ -36,6 +36,8 @@ class Seal:
     """What rollbacks had made of the learning rate."""
     skipped_in_a_row: int = 0
     """Steps skipped just before, as their loss or gradient was not finite."""
+    processes: int = 1
+    """How many processes trained together."""
 
 
 def seal(folder: Path, content: Seal) -> None:

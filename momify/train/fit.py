@@ -106,6 +106,7 @@ def _say_back(error: UnfitStepsError, rollback: Rollback, settings: TrainBlock, 
         ) from error
     if settings.fsdp and count() > 1:  # a model that is sharded already cannot be wrapped again in the same process
         if is_first():
+            drop_after(place.checkpoints, error.first - 1)
             write_rollback(place.checkpoints, rollback)
         raise MomifyError(f"{error.describe()}; --resume goes on with {rollback.lr_factor:g} times the learning rate")
     place.say(
@@ -117,6 +118,8 @@ def _say_back(error: UnfitStepsError, rollback: Rollback, settings: TrainBlock, 
 def fit_from(start: Path | None, course: Course) -> Stopped | None:
     """Train from a checkpoint, or from the beginning for None. Raises UnfitStepsError as StepGuard does."""
     settings, model = course.settings, course.model
+    if start:
+        check_processes(start)
     if start and read_seal(start).step >= settings.steps:  # killed between the last checkpoint and the model
         load_weights(model, start / "model.safetensors", strict=False)
         return None
@@ -142,6 +145,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
     callbacks = [*files, bar, stop, OverfitWatch(place.metrics, place.say)]
     if isinstance(model.config, MomConfig):
         callbacks.append(RouterWatch(model.config, place.say))
+    freeze_idle(model, settings)
     routed = LossWeights(settings.distill, settings.cross_entropy, settings.balance)
     trainer = MomTrainer(
         model,
@@ -159,6 +163,29 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
     if rank():  # else all processes would drop out and explore by the same draws; a checkpoint brings its own state
         torch.manual_seed(place.seed + rank())
     return trainer, stop, bar
+
+
+def freeze_idle(model: PreTrainedModel, settings: TrainBlock) -> None:
+    """Freeze what no gradient can reach under these settings: several processes then need not look for it."""
+    config = model.config
+    if not isinstance(config, MomConfig):
+        return
+    taught = config.router_explore or settings.balance or config.modules_per_token > 1
+    idle = [f"model.{kind}." for kind in ("mha", "ffn") if not config.running(kind)]
+    for name, parameter in model.named_parameters():
+        if ("_router." in name and not taught) or name.startswith(tuple(idle)):
+            parameter.requires_grad_(False)
+
+
+def check_processes(checkpoint: Path) -> None:
+    """Raise MomifyError where another number of processes wrote a checkpoint: the batches would be others."""
+    before = read_seal(checkpoint).processes
+    if before != count():
+        launch = f"torchrun --nproc-per-node {before} -m momify" if before > 1 else "momify"
+        raise MomifyError(
+            f"{checkpoint} was written by {before} process(es) and this run has {count()}; "
+            f"go on with {launch} train ... --resume"
+        )
 
 
 def check_length(model: PreTrainedModel, data: TokenData) -> None:
@@ -207,5 +234,6 @@ def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,  # freeze_idle has seen to them
         **({"fsdp": True, "fsdp_config": dict(_FSDP)} if settings.fsdp and count() > 1 else {}),
     )

@@ -82,7 +82,7 @@ class SturdyTrainer(Trainer):
     def _seal(self) -> Seal:
         step = self.state.global_step
         measured = self.held_out_at[1] if self.held_out_at and self.held_out_at[0] == step else None
-        return Seal(step, measured, self.lr_factor, self.guard.in_a_row)
+        return Seal(step, measured, self.lr_factor, self.guard.in_a_row, processes.count())
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

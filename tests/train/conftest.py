@@ -42,11 +42,11 @@ class Place:
     def checkpoints(self) -> Path:
         return self.run / "checkpoints"
 
-    def start(self, *arguments: str, launcher: tuple[str, ...] = (), **more: object) -> subprocess.Popen:
-        """`momify ARGUMENTS` in a process of its own; its streams go to out.txt and err.txt."""
+    def start(self, *arguments: str, launcher: tuple[str, ...] = (), module: bool = True, **more: object):
+        """`momify ARGUMENTS` in a process of its own, or the launcher's script; out.txt and err.txt get its streams."""
         caches = {"MOMIFY_CACHE": str(self.folder / "cache"), "HF_DATASETS_CACHE": str(self.folder / "datasets")}
         environment = {**os.environ, **caches, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        command = [*(launcher or (sys.executable,)), "-m", "momify", *arguments]
+        command = [*(launcher or (sys.executable,)), *(("-m", "momify") if module else ()), *arguments]
         with open(self.folder / "out.txt", "w") as out, open(self.folder / "err.txt", "w") as err:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=out, stderr=err, **more)
 
