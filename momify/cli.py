@@ -172,7 +172,9 @@ def _stop(stopped: Any, command: str) -> None:
 def evaluate(
     model: Model = None,
     tasks: Annotated[str, typer.Option(help="Comma-separated; known: ppl.")] = "ppl",
-    baseline: Annotated[bool, typer.Option(help="Score the source too, by the same protocol.")] = True,
+    baseline: Annotated[
+        bool | None, typer.Option(help="Score the source too, by the same protocol; as the recipe says if left out.")
+    ] = None,
     data: Data = None,
     column: Annotated[str, typer.Option(help="Column that holds the text in jsonl and parquet files.")] = "text",
     block: Annotated[int | None, typer.Option(min=2, help="Window in tokens; the recipe's block if left out.")] = None,
@@ -182,7 +184,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a model on held-out text. Writes runs/<name>/eval/."""
-    from momify.recipe import check_tasks
+    from momify.recipe import EvalBlock, check_tasks
 
     try:
         check_tasks([task.strip() for task in tasks.split(",")])
@@ -195,7 +197,9 @@ def evaluate(
     from momify.subject import find_subject
 
     subject = find_subject(model, screen)
-    options = EvalOptions(data, column, block, stride, limit, baseline)
+    known = subject.recipe.eval if subject.recipe else EvalBlock()
+    limit = limit or known.limit
+    options = EvalOptions(data, column, block, stride, limit, known.baseline if baseline is None else baseline)
     scored = evaluate_ppl(subject, options, screen)
     if as_json:
         typer.echo(json.dumps({role: asdict(found) for role, found in scored.items()}, indent=2))
@@ -218,7 +222,7 @@ def report(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Before and after: parameters, MACs, KV cache, speed, perplexity. Writes report.json and report.md."""
+    """Before and after: parameters, MACs, memory, speed, perplexity, routing. Writes report.html, .md and .json."""
     screen = _screen(quiet, as_json)
     from momify.pipeline import EvalOptions, make_report
     from momify.subject import find_subject

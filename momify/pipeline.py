@@ -1,6 +1,6 @@
 """A run, step by step: the table of contents. Each function is one verb; its chapter is the folder of that name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from momify.convert.assemble import RouterSettings, assemble, network_of
 from momify.convert.describe import COST_HEAD, TABLE_HEAD, removal_rows
 from momify.convert.homes import Request, check_request, choose_homes, removal_quotas
 from momify.convert.importance import Importance, measure_importance
+from momify.convert.refit import refit
 from momify.convert.source import open_source, read_config
 from momify.data.blocks import load_tokens
 from momify.data.documents import Corpus, read_corpus
@@ -25,8 +26,10 @@ from momify.files import read_json, sha256_of_files, whole_folder
 from momify.models import load_dense, load_model, load_mom, locate, read_provenance, write_model
 from momify.processes import count, first_then_others, is_first
 from momify.recipe import MomBlock, Recipe, Scratch, TrainBlock
+from momify.report.data import Looks
 from momify.report.make import Pair, command_line, measure_pair, quality_of, write_report
 from momify.report.provenance import Origin, versions
+from momify.report.training import read_training
 from momify.runs import Run
 from momify.screen import Screen
 from momify.subject import Subject
@@ -150,6 +153,10 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
         with screen.progress("measuring what each half-layer is worth") as progress:
             importance = measure_importance(network, tokens, quotas, recipe.mom.importance, progress)
     plan = choose_homes(importance, request)
+    if any(quotas) and recipe.mom.refit_tokens and recipe.mom.init == "home":
+        tokens = load_tokens(recipe.data, tokenizer).spread_blocks(-(-recipe.mom.refit_tokens // recipe.data.block_length))
+        with screen.progress("refitting what stays") as progress:
+            network = replace(network, layers=refit(network, plan, tokens, progress=progress))
     routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys)
     model = assemble(source, network, plan, routers=routers, seed=recipe.run.seed)
     removals = removal_rows(plan, importance, source.config, model.config)
@@ -248,7 +255,7 @@ def contestant(role: str, subject: Subject, screen: Screen) -> Contestant:
 
 
 def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[str, Any]:
-    """Measure the MoM beside its source, write report.json and report.md, and give the report."""
+    """Measure the MoM beside its source, write report.html, .md and .json, and give the report."""
     if subject.kind != "mom":
         raise MomifyError(f"{subject.name} is a dense gpt2 model; a report sets a MoM beside its source")
     trained = bool(read_provenance(subject.folder).get("trained", {}).get("steps"))
@@ -258,10 +265,11 @@ def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[
     pair = Pair(name, load_dense(source), subject.name, load_mom(subject.folder))
     data = load_tokens(subject.data(options.data, options.column), load_tokenizer(subject.folder))
     origin = Origin(name, source.sha256, subject.recipe.run.seed, subject.recipe.model_dump(), command_line())
+    looks = Looks(training=read_training(subject.run.metrics) if subject.run else None)
     with screen.progress("measuring") as progress:
-        report = measure_pair(pair, data, quality_of(scored, trained), origin, progress)
+        report = measure_pair(pair, data, quality_of(scored, trained), origin, looks, progress)
     write_report(report, subject.results)
-    screen.say(f"wrote {subject.results / 'report.json'} and report.md")
+    screen.say(f"wrote {subject.results / 'report.html'}, report.md and report.json")
     return report
 
 

@@ -36,14 +36,16 @@ Names = Annotated[list[str], BeforeValidator(_one_or_many)]
 class Block(BaseModel):
     """A part of a recipe: unknown keys are refused, values keep their types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class RunBlock(Block):
     """Where the run goes and its seed."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "run"
+    """Name of the run and of its folder."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides the order of the data, exploration, and random starts."""
     dir: str | None = None
     """Run folder; `runs/<name>` when null."""
 
@@ -52,18 +54,23 @@ class TrainBlock(Block):
     """One training: phase 2 (the MoM learns from its source) or, under `source.scratch`, phase 1."""
 
     steps: Positive = 5000
+    """Optimizer steps."""
     batch_size: Positive = 64
     """Sequences per optimizer step and process."""
     micro_batch: Positive | None = None
     """Sequences per forward pass; null: the whole batch. Must divide batch_size; changes memory, not results."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-3
+    """Highest learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """How the learning rate falls afterwards, to 0."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises."""
     weight_decay: Weight = 0.1
+    """Decoupled weight decay of matrices and embeddings; biases and norms have none."""
     clip: Weight = 1.0
     """Largest gradient norm; 0: no clipping."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: mixed precision, weights kept in float32."""
     distill: Weight = 1.0
     """Weight of the Kullback-Leibler divergence from the source's predictions (phase 2)."""
     cross_entropy: Weight = 0.0
@@ -75,10 +82,13 @@ class TrainBlock(Block):
     explore: Share = 0.05
     """Share of tokens per routed half-step that try a second choice, from which the router learns (K = 1)."""
     gradient_checkpointing: bool = False
+    """Compute each step's activations a second time instead of keeping them: less memory, a third more time."""
     log_every: Positive = 10
+    """Steps between rows of metrics.jsonl."""
     eval_every: Positive | None = None
     """Steps between held-out losses; null: as save_every."""
     save_every: Positive = 500
+    """Steps between checkpoints: what a killed run loses at most."""
     keep: Positive = 3
     """Newest checkpoints kept; the one of the lowest held-out loss is kept besides."""
     fsdp: bool = False
@@ -97,14 +107,19 @@ class Scratch(Block):
     """A dense GPT-2 trained from random weights: the paper's phase 1."""
 
     layers: Positive = 12
+    """Layers L."""
     width: Positive = 768
+    """Width D of the residual."""
     heads: Positive = 12
+    """Attention heads N."""
     context: Positive = 1024
+    """Positions."""
     vocabulary: Positive = 50257
     """Entries of the byte-level BPE that is trained on the data; ignored when `tokenizer` is given."""
     tokenizer: str | None = None
     """Hub name or folder of an existing tokenizer."""
     dropout: Share = 0.0
+    """Dropout of the dense model, while it trains and in its config."""
     train: TrainBlock | None = None
     """Settings of phase 1; null: the recipe's own train block."""
 
@@ -121,7 +136,9 @@ class SourceBlock(Block):
     model: str | None = None
     """Hub name, local folder or builtin:demo."""
     revision: str | None = None
+    """Branch, tag or commit of a hub model."""
     scratch: Scratch | None = None
+    """Train the dense model first (phase 1) instead of taking an existing one."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "SourceBlock":
@@ -150,8 +167,11 @@ class MomBlock(Block):
     init: Literal["home", "random"] = "home"
     """home: start as the pruned source; random: the paper's start."""
     importance: Literal["greedy", "leave_one_out"] = "greedy"
+    """How half-layers are chosen for removal: one after the other beside what is gone, or all by their own loss."""
     calibration_blocks: Positive = 16
     """Blocks of training text on which importance is measured."""
+    refit_tokens: Annotated[int, Field(ge=0)] = 32_768
+    """Tokens on which kept modules are refitted, in closed form, to make up for removed ones; 0: not at all."""
     skipped_keys: Literal["home", "masked"] = "home"
     """A token that skips attention: its key and value kept for the others, or masked."""
 
@@ -166,6 +186,7 @@ class DataBlock(Block):
     valid_tokens: Positive = 4_000_000
     """Largest number of held-out tokens (and at most a tenth of the text)."""
     block_length: Annotated[int, Field(ge=2)] = 1024
+    """Tokens of a training sequence, and of a window when measuring."""
     column: str = "text"
     """Column of jsonl, parquet and hub data that holds the text."""
 
@@ -174,9 +195,13 @@ class EvalBlock(Block):
     """What is measured at the end."""
 
     tasks: Names = ["ppl"]
+    """What to score; ppl is held-out perplexity."""
     data_dir: str | None = None
+    """Folder with the data of tasks that fine-tune; ppl needs none."""
     baseline: bool = True
+    """Score the source too, by the same protocol."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    """Seeds of tasks that fine-tune; ppl has no randomness."""
     limit: Positive | None = None
     """Held-out tokens scored; null: all. A limited result is marked as such."""
 

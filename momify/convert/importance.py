@@ -156,15 +156,25 @@ def embed(frame: Frame, tokens: Tensor) -> Tensor:
 
 def half_layer_update(network: Network, half: int, x: Tensor) -> Tensor:
     """What half-layer `half` adds to the residual x (B, T, D); same shape."""
+    return _project(half_layer_features(network, half, x), *output_projection(network.layers, half))
+
+
+def half_layer_features(network: Network, half: int, x: Tensor) -> Tensor:
+    """What enters the output projection of half-layer `half`: attended values (B, T, D), or inner (B, T, I)."""
     layers, layer = network.layers, half // 2
     x_hat = F.layer_norm(x, x.shape[-1:], eps=network.epsilon)
     if half % 2:
-        inner = network.activation(_project(x_hat, layers.up_weight[layer], layers.up_bias[layer]))
-        return _project(inner, layers.down_weight[layer], layers.down_bias[layer])
+        return network.activation(_project(x_hat, layers.up_weight[layer], layers.up_bias[layer]))
     qkv = _project(x_hat, layers.qkv_weight[layer], layers.qkv_bias[layer])  # (B, T, 3D)
     q, k, v = qkv.unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, N, T, D/N) each
-    y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)  # (B, T, D)
-    return _project(y, layers.out_weight[layer], layers.out_bias[layer])
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def output_projection(layers: Layers, half: int) -> tuple[Tensor, Tensor]:
+    """Weight (in, D) and bias (D,) of half-layer `half`: attention's out, or feed-forward's down."""
+    if half % 2:
+        return layers.down_weight[half // 2], layers.down_bias[half // 2]
+    return layers.out_weight[half // 2], layers.out_bias[half // 2]
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
