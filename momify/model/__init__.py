@@ -4,10 +4,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from .classification import MomForSequenceClassification
 from .config import MomConfig
-from .dispatch import Plan, make_plan, routed, static_plan
+from .dispatch import routed
 from .layout import HalfStep, half_steps
 from .modeling import MomForCausalLM, MomModel, MomPreTrainedModel
 from .outputs import MomCausalLMOutput, MomClassifierOutput, MomModelOutput, RoutingRecord
+from .plan import Plan, make_plan, static_plan
 from .pool import FfnPool, MhaPool, Stack, StackedLinear
 from .router import Choice, Router, choose
 

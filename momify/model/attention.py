@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .cache import keyed_layer
-from .dispatch import routed, subset_plan
+from .cache import roomy_layer
+from .dispatch import Backend, routed
 from .layout import HalfStep
-from .picking import Picks, module_shares, skip_share
+from .picking import Picks, module_shares
+from .plan import make_plan
 from .pool import Stack
 
 
@@ -27,17 +28,10 @@ class Scene:
     dropout: float
     module: nn.Module  # for transformers' attention functions, which read is_causal and training
     qkv: Stack
+    query: Stack  # the first D columns of qkv
+    key_value: Stack  # the others
     out: Stack
-
-
-@dataclass(frozen=True)
-class Projected:
-    """Queries, keys and values of one half-step's tokens."""
-
-    query: Tensor  # (n, D)
-    key_value: Tensor  # (n, 2D)
-    keep: Tensor | None  # (n,) bool; None: every key may be seen
-    key_rows: int  # tokens whose key and value (2 D^2 MACs each) the home module made
+    backend: Backend
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,8 @@ class Attended:
 
     output: Tensor | None  # (n, D); None: no token ran, nothing is added
     weights: Tensor | None  # (B, N, T, S); None except from eager attention
-    key_rows: int
+    keys: bool
+    """Whether keys and values were made at all."""
 
 
 def attention_half(x_hat: Tensor, half: HalfStep, picks: Picks, scene: Scene) -> Attended:
@@ -54,46 +49,38 @@ def attention_half(x_hat: Tensor, half: HalfStep, picks: Picks, scene: Scene) ->
 
     When no token runs, only what later calls need is computed: the keys and values for the cache.
     """
-    runs = picks.plan.rows > 0
+    runs = not picks.plan.idle
     if not runs and scene.cache is None:
-        return Attended(None, None, key_rows=0)
-    projected = project(x_hat, half, picks, scene.qkv)
-    key, value, keep = _remember(projected, half, scene)
+        return Attended(None, None, keys=False)
+    query, key_value = project(x_hat, half, picks, scene)
+    key, value, keep = _remember(key_value, half, picks, scene)
     if not runs:
-        return Attended(None, None, projected.key_rows)
-    query = _split_heads(projected.query, scene)
+        return Attended(None, None, keys=True)
+    query = _split_heads(query, scene)
     mask = scene.mask if keep is None else hide_keys(scene.mask, keep, query.shape[2])
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(scene.implementation, eager_attention)
     scaling = query.shape[-1] ** -0.5
     y, weights = attend(scene.module, query, key, value, mask, dropout=scene.dropout, scaling=scaling)
     y = y.reshape(x_hat.shape)  # (B, T, N, D/N) -> (n, D)
-    return Attended(routed(y, picks.plan, (scene.out,)), weights, projected.key_rows)
+    return Attended(routed(y, picks.plan, (scene.out,), backend=scene.backend), weights, keys=True)
 
 
-def project(x_hat: Tensor, half: HalfStep, picks: Picks, qkv: Stack) -> Projected:
-    """Queries, keys and values of x_hat (n, D) by the picked modules, gates renormalised over them.
+def project(x_hat: Tensor, half: HalfStep, picks: Picks, scene: Scene) -> tuple[Tensor, Tensor]:
+    """Queries (n, D), keys and values (n, 2D) of x_hat by the picked modules, gates renormalised over them.
 
     The part of a token that lies on SKIP takes key and value from the home module: all of a token that skips,
     and 1 - alpha of one that explores SKIP, so that exploring leads from "only the module" to "only SKIP"
     without a jump. Where skipping tokens are masked there is no such way: an explorer's key stays visible.
     """
-    width = x_hat.shape[1]
-    rows = routed(x_hat, picks.plan.weighted(module_shares(picks, half.skip)), (qkv,))  # (n, 3D)
-    query, key_value = rows.split([width, 2 * width], dim=1)
-    keep = (picks.modules != half.skip).any(dim=1) if half.masks_keys else None
-    nobody_skips = not picks.weighted and picks.plan.rows == x_hat.shape[0]
+    width, plan = x_hat.shape[1], picks.plan
+    nobody_skips = picks.gates is None and plan.sizes is not None and sum(plan.sizes) == x_hat.shape[0]
+    shares = plan.weighted(module_shares(picks, half.skip))
     if half.key_home is None or nobody_skips:
-        return Projected(query, key_value, keep, key_rows=0)
-    share = skip_share(picks, half.skip)
-    tokens = share.detach().nonzero().squeeze(1)
-    if tokens.shape[0] == 0:
-        return Projected(query, key_value, keep, key_rows=0)
-    gates = share.index_select(0, tokens) if picks.weighted else None
-    if picks.weighted:
-        key_value = key_value * (1.0 - share).unsqueeze(1).to(key_value.dtype)
-    plan = subset_plan(half.key_home, half.skip, tokens, gates)
-    key_value = key_value + routed(x_hat, plan, (qkv.columns(width),))
-    return Projected(query, key_value, keep, key_rows=int(tokens.shape[0]))
+        rows = routed(x_hat, shares, (scene.qkv,), backend=scene.backend)  # (n, 3D)
+        return rows[:, :width], rows[:, width:]
+    keys = make_plan(picks.key_modules(half), picks.gates, half.skip, scene.backend.wait)
+    query = x_hat if plan.idle else routed(x_hat, shares, (scene.query,), backend=scene.backend)
+    return query, routed(x_hat, keys, (scene.key_value,), backend=scene.backend)
 
 
 def _split_heads(x: Tensor, scene: Scene) -> Tensor:
@@ -101,15 +88,18 @@ def _split_heads(x: Tensor, scene: Scene) -> Tensor:
     return x.reshape(scene.batch, -1, scene.heads, x.shape[1] // scene.heads).transpose(1, 2)
 
 
-def _remember(projected: Projected, half: HalfStep, scene: Scene) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys, values (B, N, S, D/N) and keep (B, S) of this call and, from the cache, of earlier ones."""
-    key, value = (_split_heads(part, scene) for part in projected.key_value.chunk(2, dim=1))
-    keep = None if projected.keep is None else projected.keep.reshape(scene.batch, -1)
+def _remember(key_value: Tensor, half: HalfStep, picks: Picks, scene: Scene) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys, values (B, N, S, D/N) and keep (B, S) of this call and, from the cache, of earlier ones.
+
+    keep is None where every key may be seen.
+    """
+    key, value = (_split_heads(part, scene) for part in key_value.chunk(2, dim=1))
+    keep = (picks.modules != half.skip).any(dim=1).reshape(scene.batch, -1) if half.masks_keys else None
     if scene.cache is None or half.slot is None:
         return key, value, keep
+    layer = roomy_layer(scene.cache, half.slot, keyed=half.masks_keys)
     if keep is None:
         return *scene.cache.update(key, value, half.slot), None
-    layer = keyed_layer(scene.cache, half.slot)
     key, value = scene.cache.update(key, value, half.slot, keep)
     return key, value, layer.keep
 

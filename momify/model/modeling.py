@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import can_return_tuple
 
+from .activation import make_activation
 from .attention import Scene, attention_half
 from .cache import count_tokens
 from .config import Kind, MomConfig
-from .dispatch import routed
+from .dispatch import Backend, choose_backend, routed
 from .layout import HalfStep, half_steps
 from .outputs import MomCausalLMOutput, MomModelOutput, RoutingRecord
 from .picking import Choosing, Picks, pick
@@ -65,15 +65,18 @@ class _Pass:
     choosing: Choosing
     routers: dict[Kind, tuple[StepRouter, ...]]
     ffn: tuple[Stack, Stack]
+    backend: Backend
 
 
 @dataclass(frozen=True)
 class _Report:
     """What one executed half-step leaves for the outputs."""
 
-    logits: Tensor | None
-    weights: Tensor | None
-    record: RoutingRecord
+    half: HalfStep
+    picks: Picks
+    weights: Tensor | None = None
+    attended: bool = False
+    keys: bool = False
 
 
 class MomModel(MomPreTrainedModel):
@@ -92,7 +95,7 @@ class MomModel(MomPreTrainedModel):
         self.mha_router = _make_router(config, "mha")
         self.ffn_router = _make_router(config, "ffn")
         self.ln_f = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.activation = ACT2FN[config.activation_function]
+        self.activation = make_activation(config.activation_function)
         halves = half_steps(config)
         self.steps = tuple(tuple(h for h in halves if h.step == step) for step in range(config.num_steps))
         self.gradient_checkpointing = False
@@ -135,15 +138,15 @@ class MomModel(MomPreTrainedModel):
         shared = self._prepare(embeds, attention_mask, position_ids, cache)
         keep_hidden = self._wants(output_hidden_states, "output_hidden_states")
         x, hidden, reports = self._run(x, shared, keep_hidden)
-        attentions = tuple(r.weights for r in reports if r.record.kind == "mha")
-        logits = tuple(r.logits for r in reports if r.record.routed)
+        attentions = tuple(r.weights for r in reports if r.half.kind == "mha")
+        logits = tuple(r.picks.logits for r in reports if r.half.routed)
         return MomModelOutput(
             last_hidden_state=x,
             past_key_values=cache,
             hidden_states=hidden,
             attentions=attentions if self._wants(output_attentions, "output_attentions") else None,
             router_logits=logits if output_router_logits else None,
-            routing=tuple(r.record for r in reports) if output_router_logits else None,
+            routing=tuple(_record(r, embeds) for r in reports) if output_router_logits else None,
         )
 
     def _wants(self, asked: bool | None, name: str) -> bool:
@@ -193,6 +196,7 @@ class MomModel(MomPreTrainedModel):
         )
         if cache is not None and not config.running("mha"):
             count_tokens(cache, embeds)
+        backend, qkv = choose_backend(embeds.device, embeds.dtype), self.mha.qkv()
         scene = Scene(
             batch=embeds.shape[0],
             heads=config.num_attention_heads,
@@ -201,16 +205,20 @@ class MomModel(MomPreTrainedModel):
             implementation=config._attn_implementation,
             dropout=config.attn_pdrop if self.training else 0.0,
             module=self.mha,
-            qkv=self.mha.qkv(),
+            qkv=qkv,
+            query=qkv.columns(0, config.hidden_size),
+            key_value=qkv.columns(config.hidden_size),
             out=self.mha.out(),
+            backend=backend,
         )
         explore = config.router_explore if self.training else 0.0
         routers = (("mha", self.mha_router), ("ffn", self.ffn_router))
         return _Pass(
             scene=scene,
-            choosing=Choosing(config.modules_per_token, config.router_tau, explore),
+            choosing=Choosing(config.modules_per_token, config.router_tau, explore, backend),
             routers={kind: () if router is None else router() for kind, router in routers},
             ffn=(self.ffn.up(), self.ffn.down()),
+            backend=backend,
         )
 
     def _run(
@@ -219,7 +227,8 @@ class MomModel(MomPreTrainedModel):
         """All steps and the final LayerNorm: (B, T, D), the hidden states if kept, a report per half-step."""
         hidden, reports = [], []
         for halves in self.steps:
-            hidden.append(x)
+            if keep_hidden:  # else each step's input would stay alive to the end
+                hidden.append(x)
             run = partial(self._step, halves=halves, shared=shared)
             if self.gradient_checkpointing and self.training:
                 x, done = self._gradient_checkpointing_func(run, x)
@@ -235,7 +244,7 @@ class MomModel(MomPreTrainedModel):
         for half in halves:
             y, report = self._half(rows, half, shared)
             if y is not None:
-                rows = rows + F.dropout(y, p=self.config.resid_pdrop, training=self.training)
+                rows = rows + self._drop(y)
             reports.append(report)
         return rows.reshape(x.shape), reports
 
@@ -247,10 +256,14 @@ class MomModel(MomPreTrainedModel):
         picks = pick(x_hat, half, router, shared.choosing)
         if half.kind == "mha":
             done = attention_half(x_hat, half, picks, shared.scene)
-            record = _record(half, picks, done.key_rows, attended=done.output is not None)
-            return done.output, _Report(picks.logits, done.weights, record)
-        y = routed(x_hat, picks.plan, shared.ffn, self.activation) if picks.plan.rows else None
-        return y, _Report(picks.logits, None, _record(half, picks, key_rows=0, attended=False))
+            return done.output, _Report(half, picks, done.weights, done.output is not None, done.keys)
+        idle = picks.plan.idle
+        y = None if idle else routed(x_hat, picks.plan, shared.ffn, self.activation, shared.backend)
+        return y, _Report(half, picks)
+
+    def _drop(self, y: Tensor) -> Tensor:
+        p = self.config.resid_pdrop
+        return F.dropout(y, p=p, training=True) if self.training and p else y
 
 
 def _make_router(config: MomConfig, kind: Kind) -> Router | None:
@@ -263,16 +276,22 @@ def _make_router(config: MomConfig, kind: Kind) -> Router | None:
     return Router(config.hidden_size, config.router_hidden, homes, reach, config.num_modules(kind))
 
 
-def _record(half: HalfStep, picks: Picks, key_rows: int, attended: bool) -> RoutingRecord:
+def _record(report: _Report, embeds: Tensor) -> RoutingRecord:
+    """The report in the form that users get, over the tokens of embeds (B, T, D)."""
+    half, picks = report.half, report.picks
+    modules, gates = picks.modules, picks.gates
+    if modules is None:
+        modules = torch.full((embeds.shape[0] * embeds.shape[1], 1), half.home, device=embeds.device)
+    gates = torch.ones(modules.shape, device=embeds.device) if gates is None else gates.detach()
     return RoutingRecord(
         step=half.step,
         kind=half.kind,
-        modules=picks.modules,
-        gates=picks.gates.detach(),
+        modules=modules,
+        gates=gates,
         routed=half.routed,
-        rows=picks.plan.rows,
-        key_rows=key_rows,
-        attended=attended,
+        skip=half.skip,
+        keeps_keys=half.key_home is not None and report.keys,
+        attended=report.attended,
     )
 
 

@@ -19,12 +19,22 @@ class RoutingRecord:
     gates: Tensor  # (n, K), detached
     routed: bool
     """Whether there was a choice; the routed records stand in the order of `router_logits`."""
-    rows: int
-    """Module applications: entries of modules that are not SKIP."""
-    key_rows: int
-    """Tokens whose key and value the home module made as they skip or explore SKIP (2 D^2 MACs each)."""
+    skip: int
+    """The entry of modules that stands for SKIP: M."""
+    keeps_keys: bool
+    """Whether the home module makes key and value of tokens that skip."""
     attended: bool
     """Whether the attention core ran (for all tokens, once one needs it); False for a feed-forward half."""
+
+    @property
+    def rows(self) -> int:
+        """Module applications: entries of modules that are not SKIP. (Waits for the device, as key_rows does.)"""
+        return int((self.modules != self.skip).sum())
+
+    @property
+    def key_rows(self) -> int:
+        """Tokens whose key and value the home module made as they skip or explore SKIP (2 D^2 MACs each)."""
+        return int(((self.modules == self.skip) & (self.gates > 0)).sum()) if self.keeps_keys else 0
 
 
 @dataclass

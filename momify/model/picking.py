@@ -5,18 +5,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dispatch import Plan, make_plan, static_plan
+from .dispatch import Backend
 from .layout import HalfStep
+from .plan import Plan, make_plan, static_plan
 from .router import StepRouter, choose, router_logits
 
 
 @dataclass(frozen=True)
 class Choosing:
-    """How one forward pass chooses: K modules a token, temperature, and the share of tokens that explore."""
+    """How one forward pass chooses: K modules a token, temperature, share of tokens that explore; who executes."""
 
     k: int
     tau: float
     explore: float
+    backend: Backend
 
     @property
     def weighted(self) -> bool:
@@ -28,25 +30,34 @@ class Choosing:
 class Picks:
     """What the tokens of one half-step picked, and the plan to execute it."""
 
-    modules: Tensor  # (n, K), M for SKIP
-    gates: Tensor  # (n, K)
     plan: Plan
-    logits: Tensor | None  # (n, M+1); None if there is no choice
-    weighted: bool
+    modules: Tensor | None = None  # (n, K), M for SKIP; None where there is one choice, the home
+    gates: Tensor | None = None  # (n, K); None for all ones
+    logits: Tensor | None = None  # (n, M+1); None if there is no choice
+
+    def key_modules(self, half: HalfStep) -> Tensor:
+        """(n, K): whose key and value each pick takes; the home's for the part of a token that lies on SKIP.
+
+        A SKIP without any share, which goes with tokens that do not explore, stays SKIP.
+        """
+        skips = self.modules == half.skip
+        if self.gates is not None:
+            skips = skips & (self.gates > 0)
+        return self.modules.masked_fill(skips, half.key_home)
 
 
 def pick(x_hat: Tensor, half: HalfStep, router: StepRouter | None, choosing: Choosing) -> Picks:
     """Picks of the tokens x_hat (n, D) at `half`; without a router all take the one choice there is."""
     if router is None:
-        n = x_hat.shape[0]
-        modules = torch.full((n, 1), half.home, dtype=torch.int64, device=x_hat.device)
-        gates = torch.ones((n, 1), device=x_hat.device)
-        return Picks(modules, gates, static_plan(half.home, half.skip, n), logits=None, weighted=False)
+        return Picks(static_plan(half.home, half.skip, x_hat.shape[0]))
     logits = router_logits(x_hat, router)
-    k = min(choosing.k, len(half.reach))
-    choice = choose(logits, k, choosing.tau, choosing.explore)
-    plan = make_plan(choice.modules, choice.gates if choosing.weighted else None, half.skip)
-    return Picks(choice.modules, choice.gates, plan, logits, choosing.weighted)
+    wait = choosing.backend.wait
+    if not choosing.weighted:
+        modules = logits.argmax(dim=1, keepdim=True)  # K = 1: the gate is the constant 1
+        return Picks(make_plan(modules, None, half.skip, wait), modules, None, logits)
+    choice = choose(logits, min(choosing.k, len(half.reach)), choosing.tau, choosing.explore)
+    plan = make_plan(choice.modules, choice.gates, half.skip, wait)
+    return Picks(plan, choice.modules, choice.gates, logits)
 
 
 def module_shares(picks: Picks, skip: int) -> Tensor | None:
@@ -54,15 +65,10 @@ def module_shares(picks: Picks, skip: int) -> Tensor | None:
 
     A token that picked one module gets exactly 1: its gate cancels, and so does its gradient.
     """
-    if not picks.weighted:
+    if picks.gates is None:
         return None
     live = picks.modules != skip
     gates = picks.gates * live
     total = gates.sum(dim=1, keepdim=True).clamp_min(torch.finfo(gates.dtype).tiny)
     alone = live.sum(dim=1, keepdim=True) <= 1
     return torch.where(alone, live.to(gates.dtype), gates / total)
-
-
-def skip_share(picks: Picks, skip: int) -> Tensor:
-    """(n,): the part of a token's gates that lies on SKIP; 1 for a token that skips."""
-    return (picks.gates * (picks.modules == skip)).sum(dim=1)

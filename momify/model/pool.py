@@ -1,6 +1,6 @@
 """The modules that a model owns: one tensor per kind of matrix, module index first (design section 2)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +18,27 @@ class Stack:
     bias: Tensor  # (M, out)
     weights: tuple[Tensor, ...]  # M times (in, out)
     biases: tuple[Tensor, ...]  # M times (out,)
-    start: int = 0
-    """First output column that is computed."""
 
     @property
     def out_features(self) -> int:
         """Width of a row that comes out."""
-        return self.bias.shape[1] - self.start
+        return self.bias.shape[1]
 
     def apply(self, x: Tensor, module: int) -> Tensor:
         """Rows x (m, in) through one module: (m, out)."""
-        return torch.addmm(self.biases[module][self.start :], x, self.weights[module][:, self.start :])
+        return torch.addmm(self.biases[module], x, self.weights[module])
 
-    def columns(self, start: int) -> "Stack":
-        """The same modules with only the outputs from column `start` on."""
-        return replace(self, start=start)
+    def columns(self, start: int, stop: int | None = None) -> "Stack":
+        """The same modules with only the outputs from column `start` on, or up to before `stop`.
+
+        Once a pass, for the reason above.
+        """
+        return stack_of(self.weight[:, :, start:stop], self.bias[:, start:stop])
+
+
+def stack_of(weight: Tensor, bias: Tensor) -> Stack:
+    """The view of weights (M, in, out) and biases (M, out)."""
+    return Stack(weight, bias, weight.unbind(0), bias.unbind(0))
 
 
 class StackedLinear(nn.Module):
@@ -50,7 +56,7 @@ class StackedLinear(nn.Module):
 
     def forward(self) -> Stack:
         """The view that one forward pass works on. Read here, so that sharding hooks see the parameters."""
-        return Stack(self.weight, self.bias, self.weight.unbind(0), self.bias.unbind(0))
+        return stack_of(self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""

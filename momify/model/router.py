@@ -79,12 +79,18 @@ def router_logits(x_hat: Tensor, router: StepRouter) -> Tensor:
 
     Half precision would make ties of near choices: these few columns stay in float32 even under autocast.
     """
+    if torch.is_autocast_enabled(x_hat.device.type):  # entering the context takes longer than one token's product
+        with torch.autocast(x_hat.device.type, enabled=False):
+            return _logits(x_hat, router)
+    return _logits(x_hat, router)
+
+
+def _logits(x_hat: Tensor, router: StepRouter) -> Tensor:
     kind = torch.promote_types(x_hat.dtype, torch.float32)
-    with torch.autocast(x_hat.device.type, enabled=False):
-        h = x_hat.to(kind)
-        if router.w_in is not None and router.b_in is not None:
-            h = F.gelu(torch.addmm(router.b_in.to(kind), h, router.w_in.to(kind)))
-        logits = torch.addmm(router.bias.to(kind), h, router.weight.to(kind))
+    h = x_hat.to(kind)
+    if router.w_in is not None and router.b_in is not None:
+        h = F.gelu(torch.addmm(router.b_in.to(kind), h, router.w_in.to(kind)))
+    logits = torch.addmm(router.bias.to(kind), h, router.weight.to(kind))
     return logits if router.closed is None else logits.masked_fill(router.closed, float("-inf"))
 
 

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from momify.model.attention import Scene, attention_half, eager_attention, hide_keys, project
-from momify.model.dispatch import make_plan
+from momify.model.dispatch import BACKENDS
 from momify.model.layout import HalfStep, half_steps
-from momify.model.picking import Picks, module_shares, skip_share
+from momify.model.picking import Picks, module_shares
+from momify.model.plan import make_plan
 
 
 def picks(modules: list[list[int]], gates: list[list[float]] | None, skip: int = 3) -> Picks:
     chosen = torch.tensor(modules)
-    weights = torch.ones(chosen.shape) if gates is None else torch.tensor(gates)
-    weights = weights.double()
-    plan = make_plan(chosen, None if gates is None else weights, skip)
-    return Picks(chosen, weights, plan, logits=None, weighted=gates is not None)
+    weights = None if gates is None else torch.tensor(gates).double()
+    return Picks(make_plan(chosen, weights, skip), chosen, weights)
 
 
 def test_shares_leave_skip_out() -> None:
@@ -26,10 +25,16 @@ def test_shares_leave_skip_out() -> None:
     shares = module_shares(chosen, 3)
     expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.3, 0.7], [0.0, 0.0]]).double()
     torch.testing.assert_close(shares, expected)
-    torch.testing.assert_close(skip_share(chosen, 3), torch.tensor([0.8, 0.6, 0.0, 1.0]).double())
     three = picks([[0, 3, 2]], [[0.1, 0.6, 0.3]])
     torch.testing.assert_close(module_shares(three, 3), torch.tensor([[0.25, 0.0, 0.75]]).double())
     assert module_shares(picks([[1]], None), 3) is None
+
+
+def test_the_part_on_skip_takes_its_key_from_the_home(make_mom) -> None:
+    half, _ = stage(make_mom())
+    chosen = picks([[1, 3], [3, 2], [3, 3], [1, 2]], [[0.2, 0.8], [0.0, 1.0], [1.0, 0.0], [0.3, 0.7]])
+    assert chosen.key_modules(half).tolist() == [[1, 0], [3, 2], [0, 3], [1, 2]]
+    assert picks([[1], [3]], None).key_modules(half).tolist() == [[1], [0]]
 
 
 def test_hidden_keys_are_seen_by_nobody_but_their_own_token() -> None:
@@ -53,9 +58,10 @@ def test_eager_attention_equals_sdpa() -> None:
 
 def stage(model: Any) -> tuple[HalfStep, Scene]:
     body = model.double().model
+    qkv = body.mha.qkv()
     scene = Scene(
         batch=1, heads=4, mask=None, cache=None, implementation="sdpa", dropout=0.0, module=body.mha,
-        qkv=body.mha.qkv(), out=body.mha.out(),
+        qkv=qkv, query=qkv.columns(0, 32), key_value=qkv.columns(32), out=body.mha.out(), backend=BACKENDS["reference"],
     )  # fmt: skip
     return half_steps(model.config)[0], scene
 
@@ -87,17 +93,16 @@ def test_a_token_that_skips_gets_key_and_value_but_no_output(make_mom) -> None:
     half, scene = stage(make_mom())
     x_hat = torch.randn(3, 32).double()
     chosen = picks([[1], [3], [2]], None)
-    projected = project(x_hat, half, chosen, scene.qkv)
+    query, key_value = project(x_hat, half, chosen, scene)
     weight, bias = scene.qkv.weight, scene.qkv.bias
     for token, module in ((0, 1), (1, half.home), (2, 2)):
         expected = x_hat[token] @ weight[module] + bias[module]
-        torch.testing.assert_close(projected.key_value[token], expected[32:])
-    assert projected.key_rows == 1
-    assert projected.keep is None
+        torch.testing.assert_close(key_value[token], expected[32:])
+        torch.testing.assert_close(query[token], torch.zeros(32).double() if token == 1 else expected[:32])
     out = attention_half(x_hat, half, chosen, scene).output
     assert out[1].abs().max() == 0
     assert out[[0, 2]].abs().min() > 0
     masked = replace(half, key_home=None, masks_keys=True)
-    hidden = project(x_hat, masked, chosen, scene.qkv)
-    assert hidden.keep.tolist() == [True, False, True]
-    assert hidden.key_rows == 0
+    hidden = attention_half(x_hat, masked, chosen, replace(scene, mask=torch.ones(1, 1, 3, 3).bool().tril()))
+    alone = attention_half(x_hat[[0, 2]], masked, picks([[1], [2]], None), scene)
+    torch.testing.assert_close(hidden.output[[0, 2]], alone.output, msg="nobody sees the token that skipped")

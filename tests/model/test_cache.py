@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from momify.model.cache import KeyedLayer, keyed_layer
+from momify.model.cache import KeyedLayer, roomy_layer
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def test_reset_forgets(layer) -> None:
 
 def test_an_empty_dynamic_layer_is_replaced_a_full_one_refused() -> None:
     cache = DynamicCache()
-    assert isinstance(keyed_layer(cache, 2), KeyedLayer)
+    assert isinstance(roomy_layer(cache, 2, keyed=True), KeyedLayer)
     assert [type(layer) for layer in cache.layers] == [DynamicLayer, DynamicLayer, KeyedLayer]
-    assert keyed_layer(cache, 2) is cache.layers[2]
+    assert roomy_layer(cache, 2, keyed=True) is cache.layers[2]
     full = Cache(layers=[DynamicLayer()])
     full.update(*numbered(torch.ones(1, 2)), 0)
     with pytest.raises(ValueError, match="DynamicLayer in slot 0"):
-        keyed_layer(full, 0)
+        roomy_layer(full, 0, keyed=True)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from momify.model.dispatch import Plan, make_plan, routed, static_plan, subset_plan
+from momify.model.dispatch import BACKENDS, choose_backend, routed
+from momify.model.plan import FEW, Plan, make_plan, static_plan
 from momify.model.pool import StackedLinear
 
 WIDTH, INNER, OUT = 5, 6, 7
@@ -44,15 +45,16 @@ def gradients(y: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(0, 13),
+    n=st.sampled_from([0, 1, 2, 3, 5, 13, FEW + 1]),
     modules=st.integers(1, 5),
     k=st.integers(1, 4),
     chain=st.booleans(),
     weighted=st.booleans(),
     reach=st.integers(0, 5),
     seed=st.integers(0, 2**16),
+    backend=st.sampled_from(["reference", "grouped"]),
 )
-def test_routed_equals_a_loop(n, modules, k, chain, weighted, reach, seed) -> None:
+def test_routed_equals_a_loop(n, modules, k, chain, weighted, reach, seed, backend) -> None:
     generator = torch.Generator().manual_seed(seed)
     choices = min(modules, reach)  # the lower it is, the more groups are empty; 0: nearly all of them
     picks = torch.randint(modules - choices, modules + 1, (n, k), generator=generator)
@@ -61,7 +63,7 @@ def test_routed_equals_a_loop(n, modules, k, chain, weighted, reach, seed) -> No
     sizes = [(WIDTH, INNER), (INNER, OUT)] if chain else [(WIDTH, OUT)]
     layers = [stack(modules, *size) for size in sizes]
     plan = make_plan(picks, gates if weighted else None, modules)
-    ours = routed(x, plan, [layer() for layer in layers], torch.tanh)
+    ours = routed(x, plan, [layer() for layer in layers], torch.tanh, BACKENDS[backend])
     theirs = loop(x, picks, gates if weighted else torch.ones_like(gates), layers)
     torch.testing.assert_close(ours, theirs)
     inputs = [x, gates, *(p for layer in layers for p in layer.parameters())]
@@ -85,7 +87,6 @@ def test_plan_is_sorted_and_knows_its_sizes() -> None:
     plan = make_plan(torch.tensor([[2, 0], [3, 3], [0, 3]]), torch.arange(6.0).reshape(3, 2), 3)
     assert plan.sizes == (2, 0, 1)
     assert plan.rows == 3
-    assert plan.counts.tolist() == [2, 0, 1]
     assert plan.tokens.tolist() == [0, 2, 0]
     assert plan.gates.tolist() == [1.0, 4.0, 0.0]
     assert plan.weighted(torch.arange(6.0).reshape(3, 2) * 10).gates.tolist() == [10.0, 40.0, 0.0]
@@ -94,7 +95,8 @@ def test_plan_is_sorted_and_knows_its_sizes() -> None:
 
 def test_tokens_that_agree_are_not_gathered() -> None:
     plan = make_plan(torch.full((5, 1), 2), None, 3)
-    assert plan == Plan((0, 0, 5), module=2) == static_plan(2, 3, 5)
+    assert plan == Plan(sizes=(0, 0, 5), module=2) == static_plan(2, 3, 5)
+    assert make_plan(torch.full((FEW + 1, 1), 2), None, 3) == static_plan(2, 3, FEW + 1)
     layer = stack(3, WIDTH, OUT)
     x = torch.randn(5, WIDTH, dtype=torch.float64)
     gates = torch.rand(5, 1, dtype=torch.float64)
@@ -103,14 +105,40 @@ def test_tokens_that_agree_are_not_gathered() -> None:
     torch.testing.assert_close(routed(x, plan.weighted(gates), [layer()]), gates * plain)
 
 
-def test_some_rows_through_one_module_and_some_columns() -> None:
+def test_some_columns() -> None:
     layer = stack(3, WIDTH, OUT)
     x = torch.randn(6, WIDTH, dtype=torch.float64)
-    tokens, gates = torch.tensor([1, 4]), torch.rand(2, dtype=torch.float64)
-    y = routed(x, subset_plan(1, 3, tokens, gates), [layer().columns(4)])
-    expected = torch.zeros(6, OUT - 4, dtype=torch.float64)
-    expected[tokens] = (gates[:, None] * (x[tokens] @ layer.weight[1] + layer.bias[1]))[:, 4:]
-    torch.testing.assert_close(y, expected)
+    plan = make_plan(torch.tensor([[1], [3], [0], [1], [3], [2]]), None, 3)
+    whole = routed(x, plan, [layer()])
+    torch.testing.assert_close(routed(x, plan, [layer().columns(4)]), whole[:, 4:])
+    torch.testing.assert_close(routed(x, plan, [layer().columns(0, 4)]), whole[:, :4])
+
+
+@pytest.mark.parametrize("n", [5, FEW + 3])
+@pytest.mark.parametrize("k", [1, 3])
+def test_plans_agree_however_they_are_made(n, k) -> None:
+    """Sorted by Python, by operators, or for the device alone: the same rows in the same order."""
+    modules = torch.randint(0, 5, (n, k), generator=torch.Generator().manual_seed(n))
+    gates = torch.rand(n, k)
+    plan, other = make_plan(modules, gates, 4), make_plan(modules, gates, 4, wait=False)
+    expected = [at for module in range(4) for at, pick in enumerate(modules.flatten().tolist()) if pick == module]
+    assert plan.picks.tolist() == other.picks[: plan.rows].tolist() == expected
+    assert plan.tokens.tolist() == other.tokens[: plan.rows].tolist() == [at // k for at in expected]
+    assert torch.equal(plan.gates, gates.flatten()[plan.picks])
+    assert other.ends.tolist() == torch.tensor(plan.sizes).cumsum(0).tolist()
+    assert other.rows == plan.rows == (modules != 4).sum()
+    assert not other.idle
+    assert make_plan(torch.full((n, k), 4), None, 4).idle
+
+
+def test_backend_is_chosen_and_overridden(monkeypatch) -> None:
+    cpu = torch.device("cpu")
+    assert choose_backend(cpu, torch.float32).name == "grouped"
+    monkeypatch.setenv("MOMIFY_KERNELS", "reference")
+    assert choose_backend(cpu, torch.float32).name == "reference"
+    monkeypatch.setenv("MOMIFY_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="'cuda'; use one of reference, grouped, triton"):
+        choose_backend(cpu, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
