@@ -44,6 +44,11 @@ class Run:
         return self.folder / "model"
 
     @property
+    def metrics(self) -> Path:
+        """What phase 2 logged."""
+        return self.folder / "metrics.jsonl"
+
+    @property
     def evaluation(self) -> Path:
         return self.folder / "eval"
 
@@ -185,7 +190,7 @@ def _clear(run: Run) -> None:
     """Remove what momify wrote in an earlier run, and nothing else."""
     for name in ("source", "pretrain", "model", "eval", "export", "checkpoints", "tensorboard"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "log.txt", "report.json", "report.md", "recipe.yaml"):
+    for name in ("metrics.jsonl", "log.txt", "report.json", "report.md", "report.html", "recipe.yaml"):
         (run.folder / name).unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 A dense GPT-2 is the special case of a MoM whose step s has one choice, module s.
 A multiply-add is one MAC and two FLOPs.
+Everything here takes a config, or the `Shape` that it comes down to: `momify plan` has no config of a MoM yet.
 Legend: B batch, T tokens, n = B*T, D width, I inner width, V vocabulary, M modules of a pool.
 """
 
@@ -9,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from momify.errors import MomifyError
 
-if TYPE_CHECKING:  # both import torch, which `momify plan` can do without until it has a config
-    from transformers import GPT2Config, PreTrainedConfig
-
-    from momify.model import MomConfig
+if TYPE_CHECKING:  # it imports torch, which `momify plan` does without
+    from transformers import PreTrainedConfig
 
 Kind = Literal["mha", "ffn"]
 
@@ -37,6 +36,11 @@ class Pool:
         """Whether the step has a router: more than one choice."""
         return len(self.reach[step]) > 1
 
+    @classmethod
+    def fixed(cls, modules: int) -> Pool:
+        """The pool of a dense model: module s is step s, and there is no choice."""
+        return cls(modules, tuple(range(modules)), tuple((module,) for module in range(modules)))
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -52,10 +56,16 @@ class Shape:
     router_hidden: int
     mha: Pool
     ffn: Pool
+    activation: str = "gelu_new"
 
     def pool(self, kind: Kind) -> Pool:
         """The pool of one kind."""
         return self.mha if kind == "mha" else self.ffn
+
+    @property
+    def dense(self) -> bool:
+        """Whether this is a GPT-2: each of its layers has LayerNorms of its own."""
+        return self.layer_norms > 1
 
     @property
     def steps(self) -> int:
@@ -63,12 +73,16 @@ class Shape:
         return len(self.mha.homes)
 
 
+Sized: TypeAlias = "PreTrainedConfig | Shape"
+"""What everything here is computed from."""
+
+
 @dataclass(frozen=True)
 class HalfStep:
     """What one half-step computed: `rows` pairs of token and module (a token with two modules counts twice).
 
     `kept`: tokens that skipped and whose key and value were computed all the same.
-    `queries`: tokens that attention's core ran for.
+    `queries`: tokens that attention's core ran for. `largest`: rows of the busiest module (None: all of them).
     """
 
     step: int
@@ -76,6 +90,7 @@ class HalfStep:
     rows: int
     kept: int = 0
     queries: int = 0
+    largest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +139,13 @@ class Parameters:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def shape_of(config: PreTrainedConfig) -> Shape:
-    """The `Shape` of a GPT2Config or MomConfig. Raises MomifyError for any other model type."""
+def shape_of(config: Sized) -> Shape:
+    """The `Shape` of a GPT2Config or MomConfig; one that is given is given back.
+
+    Raises MomifyError for any other model type.
+    """
+    if isinstance(config, Shape):
+        return config
     if config.model_type == "gpt2":
         return _dense_shape(config)
     if config.model_type == "mom":
@@ -133,24 +153,24 @@ def shape_of(config: PreTrainedConfig) -> Shape:
     raise MomifyError(f"model_type '{config.model_type}' has no cost formula here: give a gpt2 or mom config")
 
 
-def _dense_shape(config: GPT2Config) -> Shape:
-    layers = config.n_layer
-    pool = Pool(layers, tuple(range(layers)), tuple((layer,) for layer in range(layers)))
+def _dense_shape(config: PreTrainedConfig) -> Shape:
+    pool = Pool.fixed(config.n_layer)
     return Shape(
         width=config.n_embd,
         inner=config.n_inner or 4 * config.n_embd,
         vocab=config.vocab_size,
         positions=config.n_positions,
         tied=config.tie_word_embeddings,
-        layer_norms=2 * layers + 1,
+        layer_norms=2 * config.n_layer + 1,
         picks=1,
         router_hidden=0,
         mha=pool,
         ffn=pool,
+        activation=config.activation_function,
     )
 
 
-def _mom_shape(config: MomConfig) -> Shape:
+def _mom_shape(config: PreTrainedConfig) -> Shape:
     return Shape(
         width=config.hidden_size,
         inner=config.intermediate_size,
@@ -162,10 +182,11 @@ def _mom_shape(config: MomConfig) -> Shape:
         router_hidden=config.router_hidden,
         mha=Pool(config.num_mha_modules, tuple(config.mha_homes), tuple(map(tuple, config.mha_reach))),
         ffn=Pool(config.num_ffn_modules, tuple(config.ffn_homes), tuple(map(tuple, config.ffn_reach))),
+        activation=config.activation_function,
     )
 
 
-def parameters(config: PreTrainedConfig) -> Parameters:
+def parameters(config: Sized) -> Parameters:
     """Parameters of the causal LM that `config` describes: they follow from the pool, not from the steps."""
     s = shape_of(config)
     routed = [(pool, step) for pool in (s.mha, s.ffn) for step in range(s.steps) if pool.routed(step)]
@@ -187,18 +208,18 @@ def _router_parameters(s: Shape, pool: Pool) -> int:
     return s.width * s.router_hidden + s.router_hidden + s.router_hidden * choices + choices
 
 
-def attention_steps(config: PreTrainedConfig) -> int:
+def attention_steps(config: Sized) -> int:
     """Steps whose attention may run: each holds keys and values in the cache."""
     s = shape_of(config)
     return sum(s.mha.runs(step) for step in range(s.steps))
 
 
-def kv_bytes_per_token(config: PreTrainedConfig, bytes_per_value: int = 2) -> int:
+def kv_bytes_per_token(config: Sized, bytes_per_value: int = 2) -> int:
     """KV cache per token and sequence in bytes: 2 D values for each step that may run attention."""
     return 2 * shape_of(config).width * bytes_per_value * attention_steps(config)
 
 
-def planned_usage(config: PreTrainedConfig, batch: int, tokens: int) -> tuple[HalfStep, ...]:
+def planned_usage(config: Sized, batch: int, tokens: int) -> tuple[HalfStep, ...]:
     """What each half-step computes if each token takes its home: exact for fixed routing, else a guess.
 
     With K > 1 a token takes its home and K - 1 of the other modules that it may choose.
@@ -221,12 +242,12 @@ def _planned_picks(s: Shape, pool: Pool, step: int) -> int:
     return min(picks, len(real))
 
 
-def dense_macs(config: GPT2Config, batch: int, tokens: int) -> Macs:
+def dense_macs(config: Sized, batch: int, tokens: int) -> Macs:
     """MACs of a dense GPT-2 on B x T tokens without cache, the head on every token (design section 4)."""
     return _macs(shape_of(config), batch, tokens, planned_usage(config, batch, tokens))
 
 
-def mom_macs(config: MomConfig, batch: int, tokens: int, usage: Sequence[HalfStep]) -> Macs:
+def mom_macs(config: Sized, batch: int, tokens: int, usage: Sequence[HalfStep]) -> Macs:
     """MACs of a MoM on B x T tokens without cache, with the routing that was realised (`routing.realised`).
 
     `planned_usage` gives the `usage` of fixed routing.

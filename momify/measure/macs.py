@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, pstdev
 
 import torch
 from torch import Tensor
@@ -17,10 +17,27 @@ AGREEMENT = 0.01  # design section 4
 
 
 @dataclass(frozen=True)
+class Range:
+    """Counts of `inputs` inputs: mean, least, most, and standard deviation."""
+
+    inputs: int
+    mean: float
+    low: float
+    high: float
+    deviation: float
+
+    @classmethod
+    def of(cls, counts: Sequence[float]) -> "Range":
+        """Of at least one count."""
+        return cls(len(counts), fmean(counts), min(counts), max(counts), pstdev(counts))
+
+
+@dataclass(frozen=True)
 class MacCounts:
     """MACs of one forward pass on each of several inputs of one shape.
 
-    `closed` has an entry per input; `fvcore` and `torch` are as long as each other, for the first inputs.
+    `closed` has an entry per input; `fvcore` and `torch` are as long as each other, for the first inputs: a dense
+    model's count is the same for all, a MoM's is not.
     """
 
     batch: int
@@ -35,11 +52,11 @@ class MacCounts:
         parts = [macs.parts() for macs in self.closed]
         return Macs(**{name: fmean(part[name] for part in parts) for name in parts[0]})
 
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Least and most of the closed form: routing depends on the input."""
-        totals = [macs.total for macs in self.closed]
-        return min(totals), max(totals)
+    def ways(self) -> dict[str, Range]:
+        """Mean and spread of each way of counting; the spread is the text's, as routing depends on it."""
+        closed = [macs.total for macs in self.closed]
+        found = {"closed_form": closed, "fvcore": [c.macs for c in self.fvcore], "torch": [c.macs for c in self.torch]}
+        return {name: Range.of(counts) for name, counts in found.items() if counts}
 
     @property
     def largest_difference(self) -> float:

@@ -64,9 +64,23 @@ class RoutingUse:
 def realised(routing: Sequence[RoutingRecord], tokens: int) -> tuple[HalfStep, ...]:
     """What each half-step of one forward pass of n = `tokens` tokens computed, for `cost.mom_macs`."""
     return tuple(
-        HalfStep(record.step, record.kind, record.rows, record.key_rows, tokens if record.attended else 0)
+        HalfStep(
+            step=record.step,
+            kind=record.kind,
+            rows=record.rows,
+            kept=record.key_rows,
+            queries=tokens if record.attended else 0,
+            largest=_busiest(record),
+        )
         for record in routing
     )
+
+
+def _busiest(record: RoutingRecord) -> int:
+    """Rows of the module that most tokens picked; SKIP is the largest index, where anybody skips."""
+    counts = torch.bincount(record.modules.flatten()).tolist()
+    skipped = record.modules.numel() - record.rows
+    return max(counts[:-1] if skipped else counts, default=0)
 
 
 def collect(model: PreTrainedModel, batches: Iterable[Tensor]) -> RoutingUse:

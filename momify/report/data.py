@@ -1,20 +1,20 @@
 """From measurements to report.json: one plain dict, described in docs/report-schema.md."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from momify.evaluate.perplexity import Perplexity
-from momify.measure.cost import Macs, Parameters
-from momify.measure.flops import Count
-from momify.measure.latency import Latency
+from momify.measure.cost import Parameters
+from momify.measure.latency import Latency, Speed
 from momify.measure.macs import MacCounts
-from momify.measure.memory import Memory
+from momify.measure.memory import Load, Memory
 from momify.measure.routing import PoolUse, RoutingUse, StepUse
 from momify.report.provenance import Provenance
-from momify.report.words import Json, verdict
+from momify.report.words import Json, findings, verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,15 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Looks:
+    """What is shown where it was looked at: speeds (one entry a batch size), routing, training curves."""
+
+    latency: tuple[Latency, ...] = ()
+    routing: RoutingUse | None = None
+    training: Json | None = None
+
+
+@dataclass(frozen=True)
 class Quality:
     """Perplexity by one protocol: of the source, of the MoM as converted, of it trained (None: not yet)."""
 
@@ -37,38 +46,39 @@ class Quality:
 
 
 def build_report(
-    source: Measured,
-    mom: Measured,
-    quality: Quality,
-    provenance: Provenance,
-    latency: Latency | None = None,
-    routing: RoutingUse | None = None,
+    source: Measured, mom: Measured, quality: Quality, provenance: Provenance, looks: Looks | None = None
 ) -> Json:
     """The dict of report.json: plain JSON values, null for what was not measured or is not finite.
 
-    `latency` holds the speeds of models named "source" and "mom". Raises ValueError where the two sides were
+    The latencies hold the speeds of models named "source" and "mom". Raises ValueError where the two sides were
     not measured alike (dtype, input shape, protocol): such numbers must not stand beside each other.
     """
     _check_alike(source, mom, quality)
-    report = {
-        "schema_version": SCHEMA_VERSION,
-        "source": source.name,
-        "mom": mom.name,
-        "parameters": _parameters(source, mom),
-        "macs": _macs(source.macs, mom.macs),
-        "memory": _memory(source.memory, mom.memory),
-        "speed": None if latency is None else _speed(latency),
-        "perplexity": _perplexity(quality),
-        "routing": None if routing is None else _routing(routing),
-        "provenance": _provenance(provenance),
-    }
-    report = _finite(report)
-    return {"verdict": verdict(report), **report}
+    looks = looks or Looks()
+    report = _finite(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "source": source.name,
+            "mom": mom.name,
+            "parameters": _parameters(source, mom),
+            "macs": _macs(source.macs, mom.macs),
+            "memory": _memory(source.memory, mom.memory),
+            "speed": _speed(looks.latency) if looks.latency else None,
+            "perplexity": _perplexity(quality),
+            "training": looks.training,
+            "routing": None if looks.routing is None else _routing(looks.routing),
+            "provenance": _provenance(provenance),
+        }
+    )
+    return {"verdict": verdict(report), "findings": findings(report), **report}
 
 
 def _check_alike(source: Measured, mom: Measured, quality: Quality) -> None:
     pairs = {
         "dtype": (source.memory.dtype, mom.memory.dtype),
+        "memory input": tuple(
+            [(load.phase, load.batch, load.tokens) for load in side.memory.loads] for side in (source, mom)
+        ),
         "MAC input": ((source.macs.batch, source.macs.tokens), (mom.macs.batch, mom.macs.tokens)),
         "protocol": (quality.source.protocol, quality.start.protocol),
         "protocol after training": (quality.source.protocol, (quality.trained or quality.source).protocol),
@@ -94,22 +104,15 @@ def _macs(source: MacCounts, mom: MacCounts) -> Json:
 
 
 def _mac_side(counts: MacCounts) -> Json:
-    low, high = counts.spread
     return {
         "macs": counts.mean.total,
         "flops": counts.mean.flops,
-        "low": low,
-        "high": high,
         "parts": counts.mean.parts(),
-        "counters": [_one_input(*found) for found in zip(counts.closed, counts.fvcore, counts.torch, strict=False)],
+        "ways": {name: asdict(found) for name, found in counts.ways().items()},
         "largest_difference": counts.largest_difference,
         "agree": counts.agree,
         "unsupported": _unsupported(counts),
     }
-
-
-def _one_input(closed: Macs, fvcore: Count, torch: Count) -> Json:
-    return {"closed_form": closed.total, "fvcore": fvcore.macs, "torch": torch.macs}
 
 
 def _unsupported(counts: MacCounts) -> list[Json]:
@@ -119,7 +122,12 @@ def _unsupported(counts: MacCounts) -> list[Json]:
 
 
 def _memory(source: Memory, mom: Memory) -> Json:
-    return {"dtype": source.dtype, "source": _memory_side(source), "mom": _memory_side(mom)}
+    return {
+        "dtype": source.dtype,
+        "method": source.method,
+        "source": _memory_side(source),
+        "mom": _memory_side(mom),
+    }
 
 
 def _memory_side(memory: Memory) -> Json:
@@ -128,16 +136,29 @@ def _memory_side(memory: Memory) -> Json:
         "kv_bytes_per_token": memory.kv_bytes_per_token,
         "kv_bytes_per_token_measured": memory.kv_bytes_per_token_measured,
         "kv_steps": memory.kv_steps,
+        "loads": [_load(load) for load in memory.loads],
     }
 
 
-def _speed(latency: Latency) -> Json:
-    source, mom = latency.speeds["source"], latency.speeds["mom"]
+def _load(load: Load) -> Json:
+    parts = {name: asdict(getattr(load, name)) for name in ("weights", "kv", "activations", "total")}
+    return {"phase": load.phase, "batch": load.batch, "tokens": load.tokens, **parts}
+
+
+def _speed(latencies: Sequence[Latency]) -> Json:
+    first = latencies[0]
     return {
-        "protocol": latency.protocol,
-        "device": latency.device,
-        "dtype": latency.dtype,
-        "threads": latency.threads,
+        "device": first.device,
+        "dtype": first.dtype,
+        "threads": first.threads,
+        "runs": [_one_speed(one.batch, one.protocol, one.speeds["source"], one.speeds["mom"]) for one in latencies],
+    }
+
+
+def _one_speed(batch: int, protocol: str, source: Speed, mom: Speed) -> Json:
+    return {
+        "batch": batch,
+        "protocol": protocol,
         "source": asdict(source),
         "mom": asdict(mom),
         "prefill_ratio": mom.prefill.median / source.prefill.median,

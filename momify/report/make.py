@@ -1,10 +1,11 @@
-"""Measure a MoM beside its source and write report.json and report.md."""
+"""Measure a MoM beside its source and write report.json, report.md and report.html."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -12,17 +13,19 @@ from momify.data.blocks import TokenData
 from momify.evaluate.perplexity import Perplexity
 from momify.files import write_json, write_text
 from momify.measure.cost import parameters
-from momify.measure.latency import Timing, measure_latency
+from momify.measure.latency import Latency, Timing, measure_latency
 from momify.measure.macs import count_macs
 from momify.measure.memory import measure_memory
 from momify.measure.routing import collect
-from momify.report.data import Measured, Quality, build_report
+from momify.report.data import Looks, Measured, Quality, build_report
+from momify.report.html import render_html
 from momify.report.markdown import render_markdown
 from momify.report.provenance import Origin, collect_provenance
 from momify.screen import Progress
 
-INPUTS = 32  # held-out blocks whose MACs are taken: routing depends on the text
-COUNTED = 2  # of them, those on which the slow counters run too
+INPUTS = 32  # held-out blocks whose MACs are taken all three ways: routing depends on the text
+SAME = 2  # blocks for a dense model, which does the same whatever the text
+LARGE = 8  # sequences of the large batch
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,27 @@ class Pair:
     mom: PreTrainedModel
 
 
-def measure_pair(pair: Pair, data: TokenData, quality: Quality, origin: Origin, progress: Progress) -> dict[str, Any]:
-    """report.json's dict: both models measured on the same held-out blocks, in one run."""
+def measure_pair(
+    pair: Pair, data: TokenData, quality: Quality, origin: Origin, looks: Looks, progress: Progress
+) -> dict[str, Any]:
+    """report.json's dict: both models measured on the same held-out blocks, in one run; `looks` has the training."""
     inputs = held_out_blocks(data)
+    batches = [torch.cat(inputs[:count]) for count in sorted({1, min(LARGE, len(inputs))})]
+    parts = 6
     measured = []
-    for index, (name, model) in enumerate(((pair.source_name, pair.source), (pair.mom_name, pair.mom))):
-        progress(index, 4)
-        counts = count_macs(model, inputs, COUNTED)
-        measured.append(Measured(name, parameters(model.config), measure_memory(model, inputs[0]), counts))
-    progress(2, 4)
-    latency = measure_latency({"source": pair.source, "mom": pair.mom}, timing_for(pair.source))
-    progress(3, 4)
-    routing = collect(pair.mom, inputs)
-    progress(4, 4)
-    return build_report(*measured, quality, collect_provenance(origin), latency, routing)
+    for index, (name, model, counted) in enumerate(
+        ((pair.source_name, pair.source, SAME), (pair.mom_name, pair.mom, INPUTS))
+    ):
+        progress(2 * index, parts)
+        memory = measure_memory(model, batches)
+        progress(2 * index + 1, parts)
+        measured.append(Measured(name, parameters(model.config), memory, count_macs(model, inputs, counted)))
+    progress(4, parts)
+    latency = tuple(time_pair(pair, batch) for batch in batches)
+    progress(5, parts)
+    looks = replace(looks, latency=latency, routing=collect(pair.mom, inputs))
+    progress(parts, parts)
+    return build_report(*measured, quality, collect_provenance(origin), looks)
 
 
 def held_out_blocks(data: TokenData) -> list[Tensor]:
@@ -58,17 +68,19 @@ def held_out_blocks(data: TokenData) -> list[Tensor]:
     return [tokens[start : start + length].unsqueeze(0) for start in range(0, len(tokens) - length + 1, length)]
 
 
-def timing_for(model: PreTrainedModel) -> Timing:
-    """Three quarters of the positions as prompt, at most 64 tokens decoded."""
-    positions = min(1024, model.config.max_position_embeddings)
+def time_pair(pair: Pair, batch: Tensor) -> Latency:
+    """Both models on the prompts `batch` (B, T), cut to leave positions for at most 64 decoded tokens."""
+    positions = pair.source.config.max_position_embeddings
     decode = max(1, min(64, positions // 4))
-    return Timing(prompt=max(1, positions - decode), decode=decode)
+    prompt = max(1, min(batch.shape[1], positions - decode))
+    return measure_latency({"source": pair.source, "mom": pair.mom}, batch[:, :prompt], Timing(decode))
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
-    """report.json and report.md in `folder`, each whole or not at all."""
+    """report.json, report.md and report.html in `folder`, each whole or not at all."""
     write_json(folder / "report.json", report)
     write_text(folder / "report.md", render_markdown(report))
+    write_text(folder / "report.html", render_html(report))
 
 
 def quality_of(scored: dict[str, Perplexity], trained: bool) -> Quality:

@@ -32,9 +32,12 @@ def render_markdown(report: Json) -> str:
     sections = [
         f"# {escape(report['source'])} as a Mixture of Modules",
         f"**{escape(report['verdict'])}.**",
+        "\n".join(f"- {escape(found['text'])}" for found in report["findings"]),
         _overview(report),
         _quality(report["perplexity"]),
+        _training(report["training"]),
         _macs(report["macs"]),
+        _memory(report["memory"]),
         _speed(report["speed"]),
         _routing(report["routing"]),
         _provenance(report["provenance"]),
@@ -76,6 +79,16 @@ def _quality_row(name: str, source: Json, found: Json | None) -> list[str]:
     return [name, perplexity_text(found), change, *numbers]
 
 
+def _training(training: Json | None) -> str:
+    """One line; the curves are in report.html."""
+    if training is None:
+        return ""
+    tokens = f", {amount(training['tokens'])} tokens" if training["tokens"] else ""
+    held_out = training["curves"]["held_out_loss"]
+    ends = f"; held-out loss {held_out[0][1]:.3f} -> {held_out[-1][1]:.3f} nats per token" if held_out else ""
+    return f"Trained for {training['steps']:,} steps{tokens}{escape(ends)}."
+
+
 def _decimals(found: Json | None, key: str) -> str:
     return "" if found is None or found[key] is None else f"{found[key]:.4f}"
 
@@ -86,29 +99,72 @@ def _macs(macs: Json) -> str:
     rows.append(_change("all", amount, source["macs"], mom["macs"]))
     shape = f"{macs['batch']} x {macs['tokens']} tokens"
     intro = (
-        f"Multiply-adds of one forward pass on {shape}, without cache; closed form with the routing of each of "
-        f"{macs['inputs']} inputs, averaged: the MoM's lie between {amount(mom['low'])} and {amount(mom['high'])}."
+        f"Multiply-adds of one forward pass on {shape}, without cache: the closed form with the routing of each of "
+        f"{macs['inputs']} inputs, averaged."
     )
     parts = table(["part", "source", "MoM", "change"], rows)
-    return "\n\n".join(["## MACs", intro, parts, _agreement("source", source), _agreement("MoM", mom)])
+    both = (("source", source), ("MoM", mom))
+    ways = [row for name, side in both for row in _ways(name, side)]
+    counts = table(["", "inputs", "mean", "least", "most", "deviation"], ways)
+    return "\n\n".join(["## MACs", intro, parts, counts, *(_agreement(name, side) for name, side in both)])
+
+
+def _ways(name: str, side: Json) -> list[list[str]]:
+    """One row for each way of counting one model."""
+    labels = {"closed_form": "closed form", "fvcore": "fvcore", "torch": "torch"}
+    return [
+        [
+            f"{name}, {labels[way]}",
+            str(found["inputs"]),
+            f"{found['mean']:,.0f}",
+            *(amount(found[key]) for key in ("low", "high", "deviation")),
+        ]
+        for way, found in side["ways"].items()
+    ]
 
 
 def _agreement(name: str, side: Json) -> str:
-    """The three counts of one model, and in plain words whether they can be trusted."""
-    rows = [
-        [f"{name}, input {number}", *(f"{count[way]:,.0f}" for way in ("closed_form", "fvcore", "torch"))]
-        for number, count in enumerate(side["counters"], start=1)
-    ]
+    """Whether the three counts of one model can be trusted, in plain words, and what fvcore left out, by class."""
     difference = f"{100 * side['largest_difference']:.2f}%"
     agreed = f"The three counts of the {name} agree (largest difference {difference})."
     if not side["agree"]:
         agreed = f"**The three counts of the {name} DO NOT AGREE (largest difference {difference}).**"
-    left_out = [op["operator"] for op in side["unsupported"] if op["arithmetic"]]
-    listed = f" Not counted by fvcore, as they hold no product: {escape(', '.join(left_out))}." if left_out else ""
+    listed = [_operators(words, kind, side) for words, kind in (
+        ("Not counted by fvcore, arithmetic without a product", "elementwise"),
+        ("Not counted by fvcore, no arithmetic", "movement"),
+    )]  # fmt: skip
     unknown = [op["operator"] for op in side["unsupported"] if op["kind"] == "unknown"]
     if unknown:
-        listed = f" **fvcore cannot count {escape(', '.join(unknown))}, which may hold products.**"
-    return table(["", "closed form", "fvcore", "torch"], rows) + f"\n\n{agreed}{listed}"
+        listed.append(f"**fvcore cannot count {escape(', '.join(unknown))}, which may hold products.**")
+    return " ".join([agreed, *filter(None, listed)])
+
+
+def _operators(words: str, kind: str, side: Json) -> str:
+    names = [op["operator"].removeprefix("aten::") for op in side["unsupported"] if op["kind"] == kind]
+    return f"{words}: {escape(', '.join(names))}." if names else ""
+
+
+def _memory(memory: Json) -> str:
+    """Each load of both models: measured, and the closed form in brackets."""
+    rows = [
+        [f"{_load_name(old)}, {name}", *(_beside(load[part]) for part in ("weights", "kv", "activations", "total"))]
+        for old, new in zip(memory["source"]["loads"], memory["mom"]["loads"], strict=True)
+        for name, load in (("source", old), ("MoM", new))
+    ]
+    if not rows:
+        return ""
+    intro = f"Measured ({escape(memory['method'])}; {escape(memory['dtype'])}), in brackets by formula."
+    head = ["load", "weights", "KV cache", "activations at peak", "all"]
+    return "\n\n".join(["## Memory", intro, table(head, rows)])
+
+
+def _load_name(load: Json) -> str:
+    words = f"prompt of {load['tokens']}" if load["phase"] == "prompt" else f"decoding after {load['tokens']}"
+    return f"batch {load['batch']}, {words}"
+
+
+def _beside(found: Json) -> str:
+    return f"{size(found['measured'])} ({size(found['formula'])})"
 
 
 def _speed(speed: Json | None) -> str:
@@ -116,14 +172,16 @@ def _speed(speed: Json | None) -> str:
         return ""
     rows = [
         [
-            name,
-            *(_rate(speed[side][name]) for side in ("source", "mom")),
-            f"{speed[f'{name}_ratio']:.2f}x",
+            f"{name}, batch {run['batch']}",
+            *(_rate(run[side][name]) for side in ("source", "mom")),
+            f"{run[f'{name}_ratio']:.2f}x",
         ]
+        for run in speed["runs"]
         for name in ("prefill", "decode")
     ]
     where = f"{escape(speed['device'])}, {escape(speed['dtype'])}, CPU threads: {speed['threads']}"
-    intro = f"Tokens per second, median (slowest to fastest); {escape(speed['protocol'])}; on {where}."
+    protocols = "; ".join(escape(run["protocol"]) for run in speed["runs"])
+    intro = f"Tokens per second of all sequences together, median (slowest to fastest); {protocols}; on {where}."
     return "\n\n".join(["## Speed", intro, table(["", "source", "MoM", "ratio"], rows)])
 
 

@@ -84,8 +84,13 @@ def _perplexity_change(perplexity: Json) -> str:
 def _slower(speed: Json | None) -> list[str]:
     if speed is None:
         return []
-    ratios = {"prefill": speed["prefill_ratio"], "decode": speed["decode_ratio"]}
-    return [f"{name} is not faster ({ratio:.2f}x)" for name, ratio in ratios.items() if ratio < NOT_FASTER]
+    ratios = [(f"{name} at batch {batch}", ratio) for batch, name, ratio in speed_ratios(speed)]
+    return [f"{name} is not faster ({ratio:.2f}x)" for name, ratio in ratios if ratio < NOT_FASTER]
+
+
+def speed_ratios(speed: Json) -> list[tuple[int, str, float]]:
+    """(batch, phase, how many times as fast) for everything that was timed."""
+    return [(run["batch"], phase, run[f"{phase}_ratio"]) for run in speed["runs"] for phase in ("prefill", "decode")]
 
 
 def _untaught(perplexity: Json) -> list[str]:
@@ -101,3 +106,73 @@ def _untaught(perplexity: Json) -> list[str]:
 def _doubts(macs: Json) -> list[str]:
     wrong = [name for name, side in (("source", "source"), ("MoM", "mom")) if not macs[side]["agree"]]
     return [f"the three MAC counts of the {name} do not agree" for name in wrong]
+
+
+def findings(report: Json) -> list[Json]:
+    """The verdict in sentences: `tone` good, bad or plain, and `text`; what is saved, where, and where not."""
+    found = [_size_finding(name, *numbers) for name, *numbers in _sizes(report)]
+    found += _load_findings(report["memory"]) + _speed_findings(report["speed"])
+    found.append(_quality_finding(report["perplexity"]))
+    found += [{"tone": "bad", "text": _sentence(line)} for line in _untaught(report["perplexity"])]
+    found += [{"tone": "bad", "text": _sentence(line)} for line in _doubts(report["macs"])]
+    return found
+
+
+def _sentence(line: str) -> str:
+    return line[:1].upper() + line[1:] + "."
+
+
+_NAMES = {"parameters": "Weights", "MACs": "Arithmetic", "KV cache per token": "KV cache"}
+_UNITS = {"parameters": "parameters", "MACs": "MACs per input", "KV cache per token": "per token"}
+
+
+def _size_finding(name: str, show: Any, before: float, after: float) -> Json:
+    """Weights: 31% saved, 9.1 M -> 6.3 M parameters."""
+    change = f"{show(before)} -> {show(after)} {_UNITS[name]}"
+    if after < before:
+        return {"tone": "good", "text": f"{_NAMES[name]}: {1 - after / before:.0%} saved, {change}."}
+    return {"tone": "plain", "text": f"{_NAMES[name]}: nothing saved, {change}."}
+
+
+def _load_findings(memory: Json) -> list[Json]:
+    """What the largest load of each phase needs altogether, weights and all."""
+    found = []
+    for before, after in zip(memory["source"]["loads"], memory["mom"]["loads"], strict=True):
+        if before["batch"] != max(load["batch"] for load in memory["source"]["loads"]):
+            continue
+        old, new = before["total"]["measured"], after["total"]["measured"]
+        what = f"Memory at its peak, batch {before['batch']}, {_phase_words(before)}"
+        saved = f"{1 - new / old:.0%} saved" if new < old else "nothing saved"
+        tone = "good" if new < old else "plain"
+        found.append({"tone": tone, "text": f"{what}: {saved}, {size(old)} -> {size(new)}."})
+    return found
+
+
+def _phase_words(load: Json) -> str:
+    return f"prompt of {load['tokens']}" if load["phase"] == "prompt" else f"decoding after {load['tokens']}"
+
+
+def _speed_findings(speed: Json | None) -> list[Json]:
+    """Decode: 1.31x as fast at batch 1, not faster at batch 8 (0.98x)."""
+    if speed is None:
+        return []
+    found = []
+    for phase, label in (("prefill", "Reading a prompt"), ("decode", "Generating")):
+        ratios = [(batch, ratio) for batch, name, ratio in speed_ratios(speed) if name == phase]
+        parts = [
+            f"{ratio:.2f}x as fast at batch {batch}"
+            if ratio >= NOT_FASTER
+            else f"not faster at batch {batch} ({ratio:.2f}x)"
+            for batch, ratio in ratios
+        ]
+        faster = [ratio >= NOT_FASTER for _, ratio in ratios]
+        tone = "good" if all(faster) else "plain" if any(faster) else "bad"
+        found.append({"tone": tone, "text": f"{label}: {', '.join(parts)}."})
+    return found
+
+
+def _quality_finding(perplexity: Json) -> Json:
+    before, trained = perplexity["source"], perplexity["mom_trained"]
+    after = trained or perplexity["mom_start"]
+    worse = None in (before["perplexity"], after["perplexity"]) or after["perplexity"] > before["perplexity"]
+    return {"tone": "bad" if worse else "good", "text": _sentence(_perplexity_change(perplexity))}

@@ -28,7 +28,7 @@ class Recorder(nn.Module):
         assert not torch.is_grad_enabled()
         assert not self.training
         self.calls.append((self.name, input_ids.shape[1], past_key_values is not None))
-        return SimpleNamespace(logits=torch.zeros(1, 1, 7), past_key_values=object())
+        return SimpleNamespace(logits=torch.zeros(input_ids.shape[0], 1, 7), past_key_values=object())
 
 
 def ticking() -> Callable[[], float]:
@@ -47,7 +47,9 @@ def ticking() -> Callable[[], float]:
 def test_models_alternate_and_warmup_is_left_out() -> None:
     calls: list = []
     models = {"a": Recorder("a", calls), "b": Recorder("b", calls)}
-    found = measure_latency(models, Timing(prompt=6, decode=2, rounds=2, warmup=1), ticking())
+    found = measure_latency(
+        models, torch.zeros(1, 6, dtype=torch.long), Timing(decode=2, rounds=2, warmup=1), ticking()
+    )
     one = [(6, False), (1, True), (1, True)]
     assert calls == [(name, *call) for _ in range(3) for name in "ab" for call in one]
     # Three looks a round: a takes (1, 2), (7, 8), (13, 14) seconds, b (4, 5), (10, 11), (16, 17).
@@ -59,20 +61,32 @@ def test_models_alternate_and_warmup_is_left_out() -> None:
 
 def test_real_models_decode_with_their_cache(make_gpt2: MakeGpt2) -> None:
     small = make_gpt2(n_layer=2).train()
-    found = measure_latency({"dense": make_gpt2(), "small": small}, Timing(8, 4, 3, 1))
+    found = measure_latency(
+        {"dense": make_gpt2(), "small": small}, torch.zeros(2, 8, dtype=torch.long), Timing(4, 3, 1)
+    )
     assert list(found.speeds) == ["dense", "small"]
     for speed in found.speeds.values():
         for spread in (speed.prefill, speed.decode):
             assert 0 < spread.low <= spread.median <= spread.high
     assert (found.device, found.dtype, found.threads) == ("cpu", "float32", torch.get_num_threads())
     assert small.training
-    assert "prompt 8 tokens" in found.protocol
+    assert "batch 2, prompt 8 tokens" in found.protocol
+    assert found.batch == 2
+
+
+def test_tokens_of_all_sequences_count() -> None:
+    def rate(batch: int) -> float:
+        models = {"a": Recorder("a", [])}
+        prompts = torch.zeros(batch, 6, dtype=torch.long)
+        return measure_latency(models, prompts, Timing(2, 1, 0), ticking()).speeds["a"].prefill.median
+
+    assert rate(5) == pytest.approx(5 * rate(1))
 
 
 def test_wrong_settings(make_gpt2: MakeGpt2) -> None:
     with pytest.raises(MomifyError, match="rounds 0"):
         Timing(rounds=0)
     with pytest.raises(MomifyError, match="needs 50 positions and dense has 48"):
-        measure_latency({"dense": make_gpt2()}, Timing(prompt=40, decode=10))
+        measure_latency({"dense": make_gpt2()}, torch.zeros(1, 40, dtype=torch.long), Timing(decode=10))
     with pytest.raises(MomifyError, match="no model"):
-        measure_latency({}, Timing())
+        measure_latency({}, torch.zeros(1, 4, dtype=torch.long), Timing())

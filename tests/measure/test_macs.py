@@ -141,8 +141,11 @@ def test_several_inputs(make_mom: MakeMom) -> None:
     assert len(counts.closed) == 5
     assert [count.macs for count in counts.fvcore] == totals[:2] == [count.macs for count in counts.torch]
     assert counts.mean.total == pytest.approx(sum(totals) / 5)
-    assert counts.spread == (min(totals), max(totals))
-    assert counts.spread[0] < counts.spread[1]
+    closed, fvcore = counts.ways()["closed_form"], counts.ways()["fvcore"]
+    assert (closed.inputs, closed.low, closed.high) == (5, min(totals), max(totals))
+    assert closed.low < closed.mean < closed.high
+    assert closed.deviation == pytest.approx(torch.tensor(totals).double().std(correction=0).item())
+    assert (fvcore.inputs, fvcore.mean) == (2, sum(totals[:2]) / 2)
     assert counts.agree
     assert counts.largest_difference == 0
     assert (counts.batch, counts.tokens) == (1, 9)

@@ -1,4 +1,4 @@
-"""Bytes against what safetensors and a real cache hold."""
+"""Bytes against what safetensors and a real cache hold, and closed forms against what was alive."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from momify.measure.memory import measure_memory
+from momify.measure.memory import Load, measure_memory
 from momify.model import MomForCausalLM
 
 MakeGpt2 = Callable[..., GPT2LMHeadModel]
 MakeMom = Callable[..., MomForCausalLM]
+
+
+def prompts(*shapes: tuple[int, int]) -> list[torch.Tensor]:
+    return [torch.randint(0, 61, shape) for shape in shapes]
 
 
 def bytes_on_disk(folder: Path) -> int:
@@ -37,14 +41,20 @@ def test_weights_are_what_the_file_holds(
         assert found.weight_bytes == bytes_on_disk(tmp_path)
         assert found.dtype == str(dtype).removeprefix("torch.")
         assert found.kv_bytes_per_token_measured is None
+        assert found.loads == ()
+        for load in measure_memory(model, prompts((1, 5))).loads:
+            assert load.weights.measured == load.weights.formula == found.weight_bytes
 
 
 def test_dense_cache(make_gpt2: MakeGpt2) -> None:
-    found = measure_memory(make_gpt2(), torch.randint(0, 61, (3, 9)))
+    found = measure_memory(make_gpt2(), prompts((3, 9)))
     assert found.kv_bytes_per_token == found.kv_bytes_per_token_measured == 4 * 2 * 32 * 4
     assert found.kv_steps == 4
-    half = measure_memory(make_gpt2().to(torch.bfloat16), torch.randint(0, 61, (3, 9)))
+    half = measure_memory(make_gpt2().to(torch.bfloat16), prompts((3, 9)))
     assert half.kv_bytes_per_token == half.kv_bytes_per_token_measured == 4 * 2 * 32 * 2
+
+
+NO_ATTENTION = {"mha_homes": [3] * 4, "mha_reach": [[3]] * 4}
 
 
 @pytest.mark.parametrize(
@@ -60,11 +70,83 @@ def test_dense_cache(make_gpt2: MakeGpt2) -> None:
             1,
         ),
         # without attention two numbers a token keep the length
-        ({"mha_homes": [3] * 4, "mha_reach": [[3]] * 4}, 0, 8),
+        (NO_ATTENTION, 0, 8),
     ],
 )
 def test_mom_cache(make_mom: MakeMom, changes: dict, steps: int, extra: int) -> None:
-    found = measure_memory(make_mom(**changes), torch.randint(0, 61, (3, 9)))
+    found = measure_memory(make_mom(**changes), prompts((3, 9)))
     assert found.kv_steps == steps
     assert found.kv_bytes_per_token == steps * 2 * 32 * 4
     assert found.kv_bytes_per_token_measured == found.kv_bytes_per_token + extra
+    prompt, decode = found.loads
+    assert prompt.kv.measured == 27 * found.kv_bytes_per_token_measured
+    assert decode.kv.measured == 30 * found.kv_bytes_per_token_measured
+
+
+SHAPES = ((1, 40), (8, 40))  # a whole number of cache lines each
+
+
+def check(loads: tuple[Load, ...], tolerance: float) -> None:
+    """Formula and measurement of each load, prompt and decode, small and large."""
+    assert [(load.phase, load.batch, load.tokens) for load in loads] == [
+        (phase, *shape) for shape in SHAPES for phase in ("prompt", "decode")
+    ]
+    for load in loads:
+        assert load.activations.formula == pytest.approx(load.activations.measured, rel=tolerance), load
+        assert load.total.measured == load.weights.measured + load.kv.measured + load.activations.measured
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_inner": 8}, {"activation_function": "gelu"}, {"tie_word_embeddings": False}], ids=str
+)
+def test_activations_of_a_dense_model(make_gpt2: MakeGpt2, changes: dict) -> None:
+    check(measure_memory(make_gpt2(**changes), prompts(*SHAPES)).loads, 0.04)
+
+
+FIXED = {"mha_homes": [0, 3, 1, 2], "mha_reach": [[0], [3], [1], [2]], "ffn_homes": [0, 1, 4, 3],
+         "ffn_reach": [[0], [1], [4], [3]]}  # fmt: skip
+LATE_ATTENTION = {"mha_homes": [3, 3, 3, 0], "mha_reach": [[3], [3], [3], [0]]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        (FIXED, 0.03),
+        (LATE_ATTENTION, 0.12),
+        (NO_ATTENTION, 0.12),
+        ({}, 0.12),
+        ({"intermediate_size": 8}, 0.12),
+        ({"modules_per_token": 2}, 0.12),
+        ({"skipped_keys": "masked"}, 0.2),  # the masks, one bool for each pair of tokens, are not in the formula
+    ],
+    ids=str,
+)
+def test_activations_of_a_mom(make_mom: MakeMom, changes: dict, tolerance: float) -> None:
+    check(measure_memory(make_mom(**changes), prompts(*SHAPES)).loads, tolerance)
+
+
+def test_what_a_module_less_saves(make_gpt2: MakeGpt2, make_mom: MakeMom) -> None:
+    """The point of it all, in bytes that were really alive: fewer attention steps, less cache; same activations."""
+    dense = measure_memory(make_gpt2(n_inner=96), prompts((8, 40))).loads[0]
+    mom = measure_memory(make_mom(**FIXED), prompts((8, 40))).loads[0]
+    assert mom.kv.measured == dense.kv.measured * 3 // 4
+    assert mom.weights.measured < dense.weights.measured
+
+
+def test_a_prompt_as_long_as_the_positions_leaves_one_for_the_next_token(make_mom: MakeMom) -> None:
+    assert [load.tokens for load in measure_memory(make_mom(), prompts((1, 48))).loads] == [47, 47]
+
+
+def test_measuring_leaves_the_model_as_it_was(make_mom: MakeMom) -> None:
+    model: PreTrainedModel = make_mom(router_explore=0.5).train()
+    first, second = (measure_memory(model, prompts((2, 9))).loads for _ in range(2))
+    assert model.training
+    assert [load.kv for load in first] == [load.kv for load in second]
+
+
+@pytest.mark.gpu
+def test_the_cuda_allocator(make_gpt2: MakeGpt2) -> None:
+    found = measure_memory(make_gpt2().to("cuda"), [ids.cuda() for ids in prompts((8, 40))])
+    assert found.method == "the CUDA allocator's peak"
+    for load in found.loads:
+        assert load.activations.measured >= 0.8 * load.activations.formula

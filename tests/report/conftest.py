@@ -1,7 +1,11 @@
 """A report of two real tiny models, and parts to build others from."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +19,19 @@ from momify.measure.macs import count_macs
 from momify.measure.memory import measure_memory
 from momify.measure.routing import collect
 from momify.model import MomConfig, MomForCausalLM
-from momify.report.data import Measured, Quality
+from momify.report.data import Looks, Measured, Quality
 from momify.report.provenance import Origin, collect_provenance
 
 Parts = dict[str, Any]
+
+
+TRAINING = {
+    "steps": 4, "tokens": 512, "tokens_per_second": 99.5,
+    "curves": {
+        "loss": [[2, 3.0], [4, 2.75]], "next_token_loss": [[2, 3.1], [4, 2.9]],
+        "distillation_loss": [[2, 0.5], [4, 0.25]], "held_out_loss": [[2, 2.7], [4, 2.6]], "router_entropy": [],
+    },
+}  # fmt: skip
 
 
 def scored(perplexity: float, loss: float = 2.5) -> Perplexity:
@@ -54,14 +67,15 @@ def parts(make_gpt2: Callable[..., GPT2LMHeadModel], _measured: Parts) -> Parts:
     if not _measured:
         models = {"source": make_gpt2(), "mom": tiny_mom()}
         inputs = [torch.randint(0, 61, (1, 12)) for _ in range(3)]
+        batches = [inputs[0], torch.cat(inputs)]
         for side, model in models.items():
             counts = count_macs(model, inputs, counted=2)
-            _measured[side] = Measured(side, parameters(model.config), measure_memory(model, inputs[0]), counts)
+            _measured[side] = Measured(side, parameters(model.config), measure_memory(model, batches), counts)
         _measured["quality"] = Quality(scored(12.0), scored(15.0), scored(12.6))
         origin = Origin("gpt2-tiny", "ab" * 32, 0, {"run": {"name": "x"}}, "momify run x.yaml")
         _measured["provenance"] = collect_provenance(origin)
-        _measured["latency"] = measure_latency(models, Timing(8, 4, 2, 0))
-        _measured["routing"] = collect(models["mom"], inputs)
+        latency = tuple(measure_latency(models, batch[:, :8], Timing(4, 2, 0)) for batch in batches)
+        _measured["looks"] = Looks(latency, collect(models["mom"], inputs), TRAINING)
     return dict(_measured)
 
 
@@ -70,13 +84,80 @@ def with_speed(parts: Parts) -> Callable[[float, float], Parts]:
     """The parts with the MoM this many times as fast as the source at prefill and decode."""
 
     def change(prefill: float, decode: float) -> Parts:
-        latency = parts["latency"]
-        source = latency.speeds["source"]
+        looks = parts["looks"]
+        first = looks.latency[0]
+        source = first.speeds["source"]
         mom = replace(
             source,
             prefill=replace(source.prefill, median=source.prefill.median * prefill),
             decode=replace(source.decode, median=source.decode.median * decode),
         )
-        return {**parts, "latency": replace(latency, speeds={"source": source, "mom": mom})}
+        latency = replace(first, speeds={"source": source, "mom": mom})
+        return {**parts, "looks": replace(looks, latency=(latency, replace(latency, batch=3)))}
 
     return change
+
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
+    "--disable-background-networking", "--disable-sync",
+]  # fmt: skip
+
+
+def find_chromium() -> str:
+    """The program. Skips the test where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no Chromium here: install one, for instance apt-get install chromium")
+
+
+@dataclass
+class Visit:
+    """An open page, with all that it asked for and complained about."""
+
+    page: object
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def check_quiet(self, path: Path) -> None:
+        """The page asked for itself only, and no error came up."""
+        assert [url for url in self.requests if not url.startswith("data:")] == [path.as_uri()]
+        assert self.complaints == []
+
+
+@contextmanager
+def open_page(
+    browser: object, path: Path, size: tuple[int, int] = (1200, 900), scheme: str = "light"
+) -> Iterator[Visit]:
+    """Open `path` in a window of `size`, cut off from any network, light or dark."""
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True, reduced_motion="reduce"
+    )
+    context.set_default_timeout(10_000)
+    page = context.new_page()
+    seen = Visit(page)
+    page.on("request", lambda request: seen.requests.append(request.url))
+    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (seen.complaints.append(dialog.message), dialog.dismiss()))
+    page.on("console", lambda line: seen.complaints.append(line.text))
+    page.goto(path.as_uri())
+    yield seen
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def _browser() -> Iterator[Any]:
+    """A headless Chromium to look at pages with; tests that need one skip where it is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+    program = find_chromium()
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=program, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(_browser: Any) -> Callable[..., AbstractContextManager[Visit]]:
+    """`open_page` in a headless Chromium: give a path, and a size and scheme if they matter."""
+    return partial(open_page, _browser)

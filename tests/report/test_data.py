@@ -20,7 +20,7 @@ SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "report-schema.md"
 def test_numbers_by_hand(parts: Parts) -> None:
     """Dense: D 32, I 128, V 61, 48 positions, 4 layers, T 12; MoM: 2 + 3 modules, attention in 2 steps."""
     report = build_report(**parts)
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     attention, ffn, rest = 4 * 32 * 32 + 4 * 32, 2 * 32 * 128 + 128 + 32, (61 + 48) * 32 + 64
     routers = 33 * 3 + 2 * 33 * 4
     assert report["parameters"]["source"]["total"] == 4 * (attention + ffn + 4 * 32) + rest
@@ -28,18 +28,31 @@ def test_numbers_by_hand(parts: Parts) -> None:
     dense = 12 * (4 * (4 * 32 * 32 + 2 * 12 * 32 + 2 * 32 * 128) + 32 * 61)
     assert report["macs"]["source"]["macs"] == dense
     assert report["macs"]["source"]["flops"] == 2 * dense
-    assert report["macs"]["source"]["counters"] == [{"closed_form": dense, "fvcore": dense, "torch": dense}] * 2
+    same = {"mean": dense, "low": dense, "high": dense, "deviation": 0}
+    assert report["macs"]["source"]["ways"] == {
+        "closed_form": {"inputs": 3, **same},
+        "fvcore": {"inputs": 2, **same},
+        "torch": {"inputs": 2, **same},
+    }
     assert report["macs"]["inputs"] == 3
     assert report["macs"]["mom"]["agree"]
-    assert report["macs"]["mom"]["low"] <= report["macs"]["mom"]["macs"] <= report["macs"]["mom"]["high"]
+    routed = report["macs"]["mom"]["ways"]["closed_form"]
+    assert routed["low"] <= report["macs"]["mom"]["macs"] == routed["mean"] <= routed["high"]
     assert sum(report["macs"]["mom"]["parts"].values()) == pytest.approx(report["macs"]["mom"]["macs"])
     memory = report["memory"]
     assert (memory["source"]["kv_bytes_per_token"], memory["mom"]["kv_bytes_per_token"]) == (4 * 256, 2 * 256)
     assert memory["mom"]["kv_bytes_per_token_measured"] == 2 * 256
     assert memory["mom"]["kv_steps"] == 2
+    loads = memory["mom"]["loads"]
+    assert [(load["phase"], load["batch"], load["tokens"]) for load in loads] == [
+        ("prompt", 1, 12), ("decode", 1, 12), ("prompt", 3, 12), ("decode", 3, 12),
+    ]  # fmt: skip
+    assert loads[3]["kv"] == {"measured": 3 * 13 * 512, "formula": 3 * 13 * 512}
+    assert loads[3]["total"]["measured"] == sum(loads[3][part]["measured"] for part in ("weights", "kv", "activations"))
     assert memory["mom"]["weight_bytes"] == 4 * report["parameters"]["mom"]["total"]
     assert [report["perplexity"][key]["perplexity"] for key in ("source", "mom_start", "mom_trained")] == [12, 15, 12.6]
-    speed = report["speed"]
+    assert [(run["batch"], run["protocol"][:7]) for run in report["speed"]["runs"]] == [(1, "batch 1"), (3, "batch 3")]
+    speed = report["speed"]["runs"][1]
     assert speed["decode_ratio"] == speed["mom"]["decode"]["median"] / speed["source"]["decode"]["median"]
     assert len(report["routing"]["steps"]) == 8
     assert report["verdict"] == verdict(report)
@@ -63,6 +76,7 @@ def test_what_is_not_finite_becomes_null(parts: Parts, tmp_path: Path) -> None:
 def test_what_was_not_measured_is_null(parts: Parts) -> None:
     report = build_report(parts["source"], parts["mom"], parts["quality"], parts["provenance"])
     assert report["speed"] is None
+    assert report["training"] is None
     assert report["routing"] is None
 
 
@@ -71,6 +85,7 @@ def test_sides_that_were_not_measured_alike(parts: Parts) -> None:
     unlike = [
         ({"mom": replace(mom, memory=replace(mom.memory, dtype="bfloat16"))}, "dtype is float32"),
         ({"mom": replace(mom, macs=replace(mom.macs, tokens=13))}, "MAC input"),
+        ({"mom": replace(mom, memory=replace(mom.memory, loads=mom.memory.loads[:2]))}, "memory input"),
         ({"quality": replace(quality, start=replace(quality.start, protocol="block 8"))}, "protocol is"),
         ({"quality": replace(quality, trained=replace(quality.trained, protocol="block 8"))}, "after training"),
     ]

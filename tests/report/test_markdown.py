@@ -8,6 +8,7 @@ import pytest
 
 from momify.report.data import build_report
 from momify.report.markdown import escape, fenced, render_markdown
+from momify.report.words import amount, size
 
 Parts = dict[str, Any]
 HOSTILE = "a|b\n| x <script>alert(1)</script> [l](u) ![i](u) `c` *d* _e_ # f $g$ & \\|"
@@ -37,11 +38,16 @@ def test_tables_are_rectangular_and_hold_the_numbers(parts: Parts) -> None:
     assert rows["MoM at step 0"][:2] == ["15.00", "+25.0%"]
     assert rows["MoM after training"] == ["12.60", "+5.0%", "2.5000", "1.2500"]
     assert rows["routers"][2] == "new"
-    macs = f"{report['macs']['source']['macs']:,.0f}"
-    assert rows["source, input 1"] == [macs, macs, macs]
+    macs = report["macs"]["source"]["macs"]
+    short = amount(macs)
+    assert rows["source, fvcore"] == ["2", f"{macs:,.0f}", short, short, "0"]
+    load = report["memory"]["mom"]["loads"][3]["total"]
+    assert rows["batch 3, decoding after 12, MoM"][-1] == f"{size(load['measured'])} ({size(load['formula'])})"
+    assert "decode, batch 3" in rows
+    assert "Trained for 4 steps, 512 tokens; held-out loss 2.700 -&gt; 2.600 nats per token." in text
     assert "The three counts of the MoM agree (largest difference 0.00%)." in text
     assert "Protocol: block 16, stride 16" in text
-    for heading in ("Perplexity", "MACs", "Speed", "Routing", "Provenance"):
+    for heading in ("Perplexity", "MACs", "Memory", "Speed", "Routing", "Provenance"):
         assert f"\n## {heading}\n" in text
 
 

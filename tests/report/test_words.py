@@ -52,9 +52,22 @@ def test_the_line_of_a_success(with_speed: Callable[[float, float], Parts]) -> N
 
 
 def test_what_is_not_faster_is_said(with_speed: Callable[[float, float], Parts]) -> None:
-    assert verdict(build_report(**with_speed(1.5, 0.93))).endswith("; decode is not faster (0.93x)")
+    assert verdict(build_report(**with_speed(1.5, 0.93))).endswith(
+        "; decode at batch 1 is not faster (0.93x); decode at batch 3 is not faster (0.93x)"
+    )
     line = verdict(build_report(**with_speed(1.01, 0.93)))
-    assert line.endswith("; prefill is not faster (1.01x); decode is not faster (0.93x)")
+    assert "; prefill at batch 1 is not faster (1.01x); decode at batch 1 is not faster (0.93x); prefill" in line
+
+
+def test_findings_say_what_is_saved_and_what_is_not(with_speed: Callable[[float, float], Parts]) -> None:
+    found = {line["text"].partition(":")[0]: line for line in build_report(**with_speed(1.5, 0.93))["findings"]}
+    assert found["KV cache"] == {"tone": "good", "text": "KV cache: 50% saved, 1.00 KiB -> 512 B per token."}
+    assert found["Reading a prompt"]["tone"] == "good"
+    assert found["Generating"]["tone"] == "bad"
+    assert found["Generating"]["text"].endswith("not faster at batch 1 (0.93x), not faster at batch 3 (0.93x).")
+    loads = [line for name, line in found.items() if name.startswith("Memory at its peak, batch 3")]
+    assert [line["text"].partition(":")[2].split()[1] for line in loads] == ["saved,", "saved,"]
+    assert found["Perplexity 12.00 -> 12.60 (+5.0%)."]["tone"] == "bad"
 
 
 def changed(parts: Parts, path: str, value: object) -> dict:
