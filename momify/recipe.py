@@ -59,6 +59,8 @@ class TrainBlock(Block):
     """Sequences per optimizer step and process."""
     micro_batch: Positive | None = None
     """Sequences per forward pass; null: the whole batch. Must divide batch_size; changes memory, not results."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalised momentum for the matrices of the modules, AdamW for the rest."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-3
     """Highest learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
@@ -100,6 +102,8 @@ class TrainBlock(Block):
             raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
         if not (self.distill or self.cross_entropy):
             raise ValueError("distill and cross_entropy are both 0: nothing would be learned")
+        if self.fsdp and self.optimizer == "muon":
+            raise ValueError("optimizer muon needs whole matrices, which fsdp shards; use optimizer adamw, or no fsdp")
         return self
 
 

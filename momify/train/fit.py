@@ -156,6 +156,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
         weights=routed if course.teacher else LossWeights(),
         held_out=HeldOut(data.valid_tensor(_EVAL_TOKENS), Protocol(data.block_length, data.block_length)),
         teacher=course.teacher,
+        muon=settings.optimizer == "muon",
         lr_factor=course.lr_factor,
         say=place.say,
     )

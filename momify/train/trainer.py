@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from momify.evaluate.perplexity import Protocol, perplexity
 from momify.train.losses import balance_loss, distillation_loss, next_token_loss
+from momify.train.optimizer import Muon, parameter_groups
 from momify.train.routing_log import routing_sums
 from momify.train.sturdy import SturdyTrainer
 
@@ -44,10 +45,11 @@ class MomTrainer(SturdyTrainer):
         weights: LossWeights,
         held_out: HeldOut,
         teacher: PreTrainedModel | None = None,
+        muon: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.weights, self.held_out = weights, held_out
+        self.weights, self.held_out, self.muon = weights, held_out, muon
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
 
     def compute_loss(
@@ -76,6 +78,16 @@ class MomTrainer(SturdyTrainer):
                 loss = loss + self.weights.balance * parts["balance"]
         self.tally.add({"loss": loss, **parts}, sums)
         return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW, or Muon for the matrices of the blocks."""
+        if not self.muon or self.optimizer is not None:
+            return super().create_optimizer(model)
+        model = self.model if model is None else model
+        groups = parameter_groups(model, self.get_decay_parameter_names(model), self.args.weight_decay)
+        betas = (self.args.adam_beta1, self.args.adam_beta2)
+        self.optimizer = Muon(groups, lr=self.args.learning_rate, betas=betas, eps=self.args.adam_epsilon)
+        return self.optimizer
 
     @torch.no_grad()
     def _teacher_logits(self, input_ids: Tensor) -> Tensor:

@@ -101,20 +101,25 @@ class StopAt(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
+def stop_at(patched: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """From now on every training gets signal `number` in the step after `step`."""
+    started = StopOnSignal.on_train_begin
+
+    def begin(self: StopOnSignal, args, state, control, **kw) -> None:
+        started(self, args, state, control, **kw)
+        self.on_step_begin = StopAt(step, number).on_step_begin
+
+    patched.setattr(StopOnSignal, "on_train_begin", begin)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_run_resumes_to_the_same_bits(
     tmp_path: Path, data: TokenData, teach: Teach, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = block(distill=1.0, cross_entropy=0.5, balance=0.1)
     whole = run(tmp_path / "whole", data, settings, mom, teach=teach)
-    started = StopOnSignal.on_train_begin
-
-    def begin(self: StopOnSignal, args, state, control, **kw) -> None:
-        started(self, args, state, control, **kw)
-        self.on_step_begin = StopAt(4, number).on_step_begin
-
     with monkeypatch.context() as patched:
-        patched.setattr(StopOnSignal, "on_train_begin", begin)
+        stop_at(patched, 4, number)
         model = mom()
         set_seed(0)
         outcome = fit(model, teach(), data, settings, place(tmp_path / "cut"))
@@ -215,3 +220,15 @@ def test_rows_after_a_step_and_cut_rows_are_dropped(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     keep_rows_up_to(path, 2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_muon_learns_and_resumes_to_the_same_bits(
+    tmp_path: Path, data: TokenData, teach: Teach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = block(optimizer="muon")
+    whole = run(tmp_path / "whole", data, settings, mom, teach=teach)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4, signal.SIGTERM)
+        run(tmp_path / "cut", data, settings, mom, teach=teach)
+    assert run(tmp_path / "cut", data, settings, mom, teach=teach, resume=True) == whole
+    assert whole != run(tmp_path / "adamw", data, block(), mom, teach=teach)

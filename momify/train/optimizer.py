@@ -1,0 +1,84 @@
+"""AdamW, or Muon for the matrices of the modules with AdamW for the rest, in one optimizer with one state.
+
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest orthogonal
+matrix, found by five Newton-Schulz iterations. torch.optim.Muon takes single matrices; a pool is a stack of them.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that torch.optim.Muon uses
+_ITERATIONS = 5
+_RMS = 0.2  # root mean square of an AdamW update, so that learning rates and decay carry over (Liu et al. 2025)
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW whose groups with `muon: True` are stacks of matrices (..., in, out) updated by orthogonalised momentum."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95, **adamw: Any) -> None:
+        super().__init__([{"muon": False, **group} for group in groups], lr=lr, **adamw)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of both kinds of groups."""
+        every = self.param_groups
+        try:
+            self.param_groups = [group for group in every if not group["muon"]]
+            loss = super().step(closure)
+        finally:
+            self.param_groups = every
+        for group in every:
+            if group["muon"]:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._update(parameter, group["lr"], group["weight_decay"])
+        return loss
+
+    def _update(self, parameter: Tensor, lr: float, decay: float) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+            state["step"] = torch.zeros(())  # AdamW, on loading, looks for it in every state
+        state["step"] += 1
+        momentum = state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
+        direction = orthogonalise(parameter.grad.lerp(momentum, self.momentum))  # Nesterov
+        scale = _RMS * max(parameter.shape[-2:]) ** 0.5
+        parameter.mul_(1 - lr * decay).add_(direction, alpha=-lr * scale)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """About U V^T of each matrix (..., in, out) = U S V^T: singular values end between 0.7 and 1.2; same dtype out."""
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.flatten(-2).norm(dim=-1)[..., None, None].clamp_min(1e-7)
+    a, b, c = _COEFFICIENTS
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def parameter_groups(model: nn.Module, decayed: Iterable[str], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of `model`: matrices of the blocks, for Muon; what else has weight decay; and what has none.
+
+    Embeddings, head, positions and routers stay with AdamW, as do vectors. `decayed` names what decays.
+    """
+    decayed = set(decayed)
+    groups: dict[str, dict[str, Any]] = {
+        "matrices": {"params": [], "weight_decay": weight_decay, "muon": True},
+        "decayed": {"params": [], "weight_decay": weight_decay, "muon": False},
+        "plain": {"params": [], "weight_decay": 0.0, "muon": False},
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            in_block = any(part in name for part in (".mha.", ".ffn.", ".attn.", ".mlp."))
+            kind = "decayed" if name in decayed else "plain"
+            if in_block and name.endswith(".weight") and parameter.ndim >= 2:
+                kind = "matrices"
+            groups[kind]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]

@@ -1,0 +1,107 @@
+"""train/optimizer.py against torch's own AdamW and Muon, and against the singular value decomposition."""
+
+import copy
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from momify.model import MomConfig, MomForCausalLM
+from momify.train.optimizer import Muon, orthogonalise, parameter_groups
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 20), st.integers(2, 20), st.integers(0, 10**6))
+def test_orthogonalise_evens_out_singular_values(modules: int, rows: int, columns: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    u, _, v = torch.linalg.svd(torch.randn(modules, rows, columns).double(), full_matrices=False)
+    values = torch.linspace(1, 2, u.shape[-1]).double()
+    matrices = (u * values) @ v
+    found = orthogonalise(matrices * 37.0).double()
+    assert torch.linalg.svdvals(found).min() > 0.6
+    assert torch.linalg.svdvals(found).max() < 1.3
+    polar = u @ v
+    cosine = (found * polar).sum((1, 2)) / (found.norm(dim=(1, 2)) * polar.norm(dim=(1, 2)))
+    assert cosine.min() > 0.97
+
+
+def test_one_matrix_moves_as_with_torchs_muon() -> None:
+    torch.manual_seed(0)
+    ours = nn.Parameter(torch.randn(24, 36))
+    theirs = nn.Parameter(ours.detach().clone())
+    one = Muon([{"params": [ours], "weight_decay": 0.1, "muon": True}], lr=0.01)
+    other = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        ours.grad = torch.randn(24, 36)
+        theirs.grad = ours.grad.clone()
+        one.step()
+        other.step()
+    assert torch.allclose(ours, theirs, atol=2e-3)  # theirs iterates in bfloat16
+    assert torch.dist(ours, theirs) < 0.02 * torch.dist(ours, torch.randn(24, 36))
+
+
+def test_stack_equals_its_matrices_one_by_one() -> None:
+    torch.manual_seed(0)
+    stack = nn.Parameter(torch.randn(3, 8, 12))
+    singles = [nn.Parameter(part.clone()) for part in stack.detach()]
+    optimizers = [Muon([{"params": p, "weight_decay": 0.0, "muon": True}], lr=0.1) for p in ([stack], singles)]
+    stack.grad = torch.randn(3, 8, 12)
+    for parameter, grad in zip(singles, stack.grad, strict=True):
+        parameter.grad = grad.clone()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert torch.allclose(stack, torch.stack(list(singles)), atol=1e-6)
+
+
+def test_without_matrices_it_is_adamw() -> None:
+    torch.manual_seed(0)
+    models = [nn.Linear(5, 4) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = Muon([{"params": models[0].parameters(), "weight_decay": 0.1}], lr=0.01, betas=(0.9, 0.95))
+    theirs = torch.optim.AdamW(models[1].parameters(), lr=0.01, weight_decay=0.1, betas=(0.9, 0.95))
+    for _ in range(4):
+        x = torch.randn(7, 5)
+        for model, optimizer in zip(models, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(models[0].weight, models[1].weight)
+
+
+def test_state_survives_saving() -> None:
+    def fresh() -> tuple[nn.Parameter, nn.Parameter, Muon]:
+        torch.manual_seed(0)
+        matrix, vector = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+        groups = [{"params": [matrix], "weight_decay": 0.1, "muon": True}, {"params": [vector], "weight_decay": 0.0}]
+        return matrix, vector, Muon(groups, lr=0.01)
+
+    def steps(parts: tuple[nn.Parameter, nn.Parameter, Muon], seeds: range) -> None:
+        for seed in seeds:
+            torch.manual_seed(seed)
+            parts[0].grad, parts[1].grad = torch.randn(4, 6), torch.randn(6)
+            parts[2].step()
+
+    whole, first, second = fresh(), fresh(), fresh()
+    steps(whole, range(6))
+    steps(first, range(3))
+    with torch.no_grad():
+        second[0].copy_(first[0])
+        second[1].copy_(first[1])
+    second[2].load_state_dict(copy.deepcopy(first[2].state_dict()))
+    steps(second, range(3, 6))
+    assert torch.equal(whole[0], second[0])
+    assert torch.equal(whole[1], second[1])
+
+
+def test_groups_hold_every_parameter_once() -> None:
+    config = MomConfig(vocab_size=31, n_positions=8, hidden_size=16, num_attention_heads=2, intermediate_size=32,
+                       num_mha_modules=2, num_ffn_modules=2, num_steps=2)  # fmt: skip
+    model = MomForCausalLM(config)
+    decayed = [name for name, _ in model.named_parameters() if "bias" not in name and "ln" not in name]
+    groups = parameter_groups(model, decayed, 0.1)
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
+    matrices = {name for name, p in model.named_parameters() if any(p is q for q in groups[0]["params"])}
+    pool = {f"model.{part}.weight" for part in ("mha.qkv", "mha.out", "ffn.up", "ffn.down")}
+    assert matrices == pool
