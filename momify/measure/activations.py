@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from momify.measure.cost import HalfStep, Shape, Sized, shape_of
 
-# Tensors of n x I that the activation function holds at once, its input among them. gelu_new is written out in
-# single operators (transformers' activations.py), the others are one operator each.
+# Tensors of n x I that an activation function holds at once, its input among them: transformers writes some of GPT-2's
+# out in single operators, a MoM's are one operator each.
 ALIVE_IN_ACTIVATION = {"gelu_new": 4, "gelu_fast": 4, "quick_gelu": 3}
 ONE_OPERATOR = 2
-KEPT_PER_PICK = 12  # bytes that a pick leaves until the pass ends: module (int64) and gate (float32)
+KEPT_PER_PICK = 8  # bytes that a pick leaves until the pass ends, for the record: its module
+KEPT_PER_ROW = 16  # of rows that were sorted: whose they are, and where they stand
 
 
 @dataclass(frozen=True)
@@ -63,37 +64,48 @@ def _standing(s: Shape, call: Call) -> int:
 
 
 def _kept(s: Shape, half: HalfStep, call: Call) -> int:
-    """Bytes that a half-step leaves for the record of the routing: float32 logits, modules and gates."""
+    """Bytes that a half-step leaves for the record of the routing: float32 logits, and the picks."""
     if s.dense:
         return 0
     pool = s.pool(half.kind)
-    choices = len(pool.reach[half.step])
     logits = 4 * (pool.modules + 1) if pool.routed(half.step) else 0
-    return call.rows * (logits + KEPT_PER_PICK * min(s.picks, choices))
+    picks = KEPT_PER_PICK * min(s.picks, len(pool.reach[half.step]))
+    return call.rows * (logits + picks) + (KEPT_PER_ROW * half.rows if _sorted(half) else 0)
 
 
 def _attention(s: Shape, half: HalfStep, call: Call) -> int:
-    """Values alive beside the cache: normalised input and q, k, v stand; then grouping, joining keys, projecting out.
+    """Values alive beside the cache: normalised input, then q, k, v, then attention's output and its projection.
 
-    A cache grows by copying: while the keys of a step are joined, the old ones are still there.
+    A cache grows by copying: a GPT-2 keeps a step's old keys until the new are there, a MoM keys and values.
     """
     n, d = call.rows, s.width
-    gathered, largest = _gathered(half)
-    standing = _standing(s, call) + (1 + 3) * n * d
-    joining = call.batch * call.past * d
-    keys = 2 * n * d if half.kept else 0  # of tokens that skip, made apart and then added
-    out = n * d if half.queries else 0
-    projecting, leaving = (gathered + 3 * largest) * d, keys + 2 * out + (gathered + largest) * d
-    return standing + max(joining, projecting, 2 * keys, leaving)
+    standing = _standing(s, call) + n * d
+    joining = (3 * n + (1 if s.dense else 2) * call.batch * call.past) * d
+    projecting = n * d + _routed(s, half, call, 2 * d, n) if half.kept else _routed(s, half, call, 3 * d, half.rows)
+    leaving = (4 * n * d + _routed(s, half, call, d, half.rows)) if half.queries else 0
+    return standing + max(joining, projecting, leaving)
 
 
 def _feed_forward(s: Shape, half: HalfStep, call: Call, attended: bool) -> int:
     """The normalised input, attention's output and its sum where it ran, and the inner activations of one group."""
     n, d = call.rows, s.width
-    gathered, largest = _gathered(half)
-    inner = ALIVE_IN_ACTIVATION.get(s.activation, ONE_OPERATOR) * s.inner * (largest or half.rows)
-    grouped = gathered * d + (n * d if gathered else 0)
-    return _standing(s, call) + (3 if attended else 1) * n * d + grouped + inner
+    largest = half.rows if half.largest is None else half.largest
+    if s.dense:
+        inner = ALIVE_IN_ACTIVATION.get(s.activation, ONE_OPERATOR) * s.inner * largest
+    else:
+        inner = (ONE_OPERATOR * s.inner + d) * largest  # both are still there while the second product is taken
+    group = (half.rows * d if _sorted(half) else 0) + inner
+    held = (3 if attended else 1) * n * d
+    return _standing(s, call) + held + max(group, _routed(s, half, call, d, half.rows))
+
+
+def _routed(s: Shape, half: HalfStep, call: Call, out: int, rows: int) -> int:
+    """Values of a routed product of `rows` rows, each `out` wide: gathered, of each module, put together, in order."""
+    if not _sorted(half):
+        return call.rows * out
+    spread = call.rows * min(s.picks, len(s.pool(half.kind).reach[half.step]))
+    summed = call.rows * out if spread > call.rows else 0
+    return rows * s.width + (2 * rows + spread) * out + summed
 
 
 def _head(s: Shape, call: Call) -> int:
@@ -101,8 +113,6 @@ def _head(s: Shape, call: Call) -> int:
     return _standing(s, call) + call.rows * s.width + call.batch * s.vocab
 
 
-def _gathered(half: HalfStep) -> tuple[int, int]:
-    """Rows that are copied together by module, and those of the largest group; none if all go one way."""
-    if half.largest is None or half.largest == half.rows:
-        return 0, 0
-    return half.rows, half.largest
+def _sorted(half: HalfStep) -> bool:
+    """Whether the rows are put in order by module; if all go one way there is no need to."""
+    return half.largest is not None and half.largest != half.rows

@@ -5,14 +5,15 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 ROOM = 128
-"""Least room for further tokens that is made at once."""
+"""Room for further tokens that is made at once."""
 
 
 class RoomyLayer(DynamicLayer):
     """Keys and values in buffers with room for the tokens to come, of which `keys` and `values` are the filled part.
 
-    A DynamicLayer copies the whole cache for each token. Here a token is written into its place, and the buffers
-    double when they are full. The first call makes no room: a prompt alone needs none.
+    A DynamicLayer copies the whole cache for each token. Here a token is written into its place, and the cache is
+    copied once in ROOM tokens: doubling it would copy less, and hold twice the memory that skipped steps save. The
+    first call makes no room: a prompt alone needs none.
     """
 
     _buffers: tuple[Tensor, Tensor] | None = None  # (B, N, room, D/N) each; None while there is no room
@@ -72,9 +73,9 @@ class RoomyLayer(DynamicLayer):
 
 
 def _with_room(states: Tensor, length: int) -> Tensor:
-    """A buffer twice as long as `length` at first, with `states` (B, N, S, D/N) at its beginning."""
+    """A buffer with ROOM beyond `length`, and `states` (B, N, S, D/N) at its beginning."""
     batch, heads, past, size = states.shape
-    buffer = states.new_empty(batch, heads, length + max(ROOM, past), size)
+    buffer = states.new_empty(batch, heads, length + ROOM, size)
     buffer[:, :, :past] = states
     return buffer
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from momify.files import write_json
+from momify.model.cache import ROOM
 from momify.report.data import Quality, build_report
 from momify.report.words import verdict
 
@@ -47,7 +48,8 @@ def test_numbers_by_hand(parts: Parts) -> None:
     assert [(load["phase"], load["batch"], load["tokens"]) for load in loads] == [
         ("prompt", 1, 12), ("decode", 1, 12), ("prompt", 3, 12), ("decode", 3, 12),
     ]  # fmt: skip
-    assert loads[3]["kv"] == {"measured": 3 * 13 * 512, "formula": 3 * 13 * 512}
+    assert loads[2]["kv"] == {"measured": 3 * 12 * 512, "formula": 3 * 12 * 512}
+    assert loads[3]["kv"] == {"measured": 3 * (13 + ROOM) * 512, "formula": 3 * 13 * 512}
     assert loads[3]["total"]["measured"] == sum(loads[3][part]["measured"] for part in ("weights", "kv", "activations"))
     assert memory["mom"]["weight_bytes"] == 4 * report["parameters"]["mom"]["total"]
     assert [report["perplexity"][key]["perplexity"] for key in ("source", "mom_start", "mom_trained")] == [12, 15, 12.6]
