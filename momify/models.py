@@ -1,16 +1,18 @@
 """MODEL as a user names it -> a folder -> a checked model; and writing a model folder whole."""
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from momify.convert.source import Source, open_source
+from momify.convert.stored_mom import open_mom
+from momify.convert.weight_files import inside, read_json, shown
 from momify.errors import MomifyError
 from momify.files import whole_folder, write_json
 from momify.model import MomForCausalLM
@@ -68,15 +70,12 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
 
 def model_type(folder: Path) -> str:
     """`gpt2` or `mom`, as config.json says. Raises MomifyError for anything else."""
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        kind = config["model_type"]
-    except FileNotFoundError:
-        raise MomifyError(f"no config.json in {folder}; give a folder written by save_pretrained or momify") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise MomifyError(f"{folder}/config.json is not the config of a model; give another folder") from None
+    path = inside(Path(folder), "config.json")
+    if not path.is_file():
+        raise MomifyError(f"no config.json in {folder}; give a folder written by save_pretrained or momify")
+    kind = read_json(path).get("model_type")
     if kind not in ("gpt2", "mom"):
-        raise MomifyError(f"{folder}: model_type is {kind!r}; momify reads 'gpt2' and 'mom'")
+        raise MomifyError(f"{folder}: model_type is {kind!r:.80}; momify reads 'gpt2' and 'mom'")
     return kind
 
 
@@ -91,35 +90,34 @@ def load_model(folder: Path) -> PreTrainedModel:
 def load_dense(source: Source) -> GPT2LMHeadModel:
     """transformers' own GPT-2 with the checked tensors of `source`, in float32."""
     source.config.tie_word_embeddings = source.tied
-    model = GPT2LMHeadModel(source.config)
-    state = {n if n.startswith("lm_head.") else f"transformer.{n}": t for n, t in source.tensors.items()}
-    wrong = model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
-    assert not wrong.unexpected_keys, wrong  # open_source checked the names
-    assert set(wrong.missing_keys) <= {"lm_head.weight"}, wrong  # the tied head
+    with no_init_weights():
+        model = GPT2LMHeadModel(source.config)
+    model.tie_weights()
+    _fill(model, {n if n.startswith("lm_head.") else f"transformer.{n}": n for n in source.tensors}, source.tensors)
     return model.eval()
 
 
 def load_mom(folder: Path, dtype: torch.dtype = torch.float32) -> MomForCausalLM:
     """The MoM in `folder`. Raises MomifyError for anything missing, extra, mis-shaped or not finite."""
-    try:
-        model, info = MomForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MomifyError(f"{folder} holds no MoM that can be read: {reason}") from None
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(what):
-            name = sorted(map(str, info[what]))[0]
-            raise MomifyError(
-                f"{folder}: {what.replace('_', ' ')[:-5]} tensor {name}; the file is damaged, export it again"
-            )
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise MomifyError(
-                f"{folder}: tensor {name} has values that are not finite; go back to an earlier checkpoint"
-            )
+    stored = open_mom(folder)
+    with no_init_weights():
+        model = MomForCausalLM(stored.config).to(dtype)
+    model.tie_weights()
+    for name in _fill(model, {name: name for name in stored.tensors}, stored.tensors):
+        raise MomifyError(f"{folder}: tensor {name} has values that are not finite; go back to an earlier checkpoint")
     return model.eval()
+
+
+@torch.no_grad()
+def _fill(model: PreTrainedModel, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Copy tensors into a model, one at a time, so that it is in memory once; the names of those not finite."""
+    parameters, broken = model.state_dict(), []
+    for name, stored in names.items():
+        tensor = tensors[stored]
+        parameters[name].copy_(tensor)
+        if not all(bound.isfinite() for bound in torch.aminmax(tensor)):
+            broken.append(name)
+    return broken
 
 
 def write_model(
@@ -133,9 +131,16 @@ def write_model(
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """momify.json of a model folder, empty where there is none."""
-    path = Path(folder) / PROVENANCE
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise MomifyError(f"{path} cannot be read ({error}); convert the source again") from None
+    """momify.json of a model folder, empty where there is none. Raises MomifyError for what momify did not write."""
+    path = inside(Path(folder), PROVENANCE)
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    parts = {"source": dict, "recipe": dict, "versions": dict, "plan": dict, "trained": dict}
+    for name, kind in parts.items():
+        if name in found and not isinstance(found[name], kind):
+            raise MomifyError(f"{path}: {name} is a {type(found[name]).__name__}; convert the source again")
+    for name, value in found.get("trained", {}).items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise MomifyError(f"{path}: trained.{shown(name)} is {value!r:.80}, not a number; convert the source again")
+    return found

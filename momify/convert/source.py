@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GPT2Config
 from transformers.activations import ACT2CLS
 
-from momify.convert.weight_files import find_weight_files, inside, read_json, read_tensors
+from momify.convert.weight_files import Stored, StoredTensors, find_weight_files, inside, read_json, read_tensors, shown
 from momify.errors import MomifyError
 from momify.files import sha256_of_files
 
@@ -23,10 +24,13 @@ BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask tha
 
 @dataclass(frozen=True)
 class Source:
-    """A checked GPT-2 checkpoint: its tensors as stored, under their names without "transformer."."""
+    """A checked GPT-2 checkpoint: its tensors as stored, under their names without "transformer.".
+
+    A tensor is read from its file each time it is asked for.
+    """
 
     config: GPT2Config
-    tensors: dict[str, torch.Tensor]  # lm_head.weight is among them only when the head is its own
+    tensors: StoredTensors  # lm_head.weight is among them only when the head is its own
     tied: bool
     dtype: torch.dtype  # the widest of the file
     sha256: str  # of config.json and the weight files
@@ -50,7 +54,9 @@ def open_source(folder: Path) -> Source:
         raise MomifyError(
             f"{folder} has {len(tensors)} tensors, too few for n_layer {config.n_layer}; correct config.json"
         )
-    tied = _settle_head(tensors, config)
+    tied = _is_tied(tensors, config)
+    if tied:
+        tensors = StoredTensors({n: stored for n, stored in tensors.stored.items() if n != "lm_head.weight"})
     check_tensors(tensors, expected_shapes(config, tied))
     config.tie_word_embeddings = tied  # what the weights say, for everything that counts parameters
     return Source(
@@ -118,36 +124,35 @@ def _check_values(path: Path, config: GPT2Config) -> None:
             raise MomifyError(f"{path}: {name} is {getattr(config, name)}; a dropout lies in [0, 1)")
 
 
-def canonical_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def canonical_names(tensors: StoredTensors) -> StoredTensors:
     """`tensors` without the prefix "transformer." and without the mask buffers of old checkpoints.
 
     Raises MomifyError where two names mean the same tensor.
     """
-    renamed: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
+    renamed: dict[str, Stored] = {}
+    for name, stored in tensors.stored.items():
         short = name.removeprefix("transformer.")
         if BUFFERS.fullmatch(short):
             continue
         if short in renamed:
-            raise MomifyError(f"tensor {short} is there twice, with and without 'transformer.'; remove one")
-        renamed[short] = tensor
-    return renamed
+            raise MomifyError(f"tensor {shown(short)} is there twice, with and without 'transformer.'; remove one")
+        renamed[short] = stored
+    return StoredTensors(renamed)
 
 
-def _settle_head(tensors: dict[str, torch.Tensor], config: GPT2Config) -> bool:
-    """Whether the head is tied to the embedding; then its copy is dropped from `tensors`.
+def _is_tied(tensors: StoredTensors, config: GPT2Config) -> bool:
+    """Whether the head is the embedding: it is not there, or a copy.
 
     A head that differs beside tie_word_embeddings true stays untied, as in transformers.
     """
     if not config.tie_word_embeddings:
         return False
-    head, embedding = tensors.get("lm_head.weight"), tensors.get("wte.weight")
+    head, embedding = tensors.stored.get("lm_head.weight"), tensors.stored.get("wte.weight")
     if head is None:
         return True
-    same = embedding is not None and head.dtype == embedding.dtype and torch.equal(head, embedding)
-    if same:
-        del tensors["lm_head.weight"]
-    return same
+    if embedding is None or (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return False
+    return head.strided and embedding.strided and torch.equal(head.read(), embedding.read())
 
 
 def expected_shapes(config: GPT2Config, tied: bool) -> dict[str, tuple[int, ...]]:
@@ -176,37 +181,41 @@ def expected_shapes(config: GPT2Config, tied: bool) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def check_tensors(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise MomifyError unless `tensors` are exactly those of `shapes`, floating point and finite."""
+def check_tensors(tensors: StoredTensors, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise MomifyError unless `tensors` are exactly those of `shapes`, floating point and finite.
+
+    Descriptions come first: no data is read before all of them fit.
+    """
     _refuse_names("misses", [name for name in shapes if name not in tensors], "give a complete checkpoint")
     extra = [name for name in tensors if name not in shapes]
     _refuse_names("has unexpected", extra, "give a plain GPT-2 language model whose config.json fits")
     for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape:
-            raise MomifyError(
-                f"tensor {name} has shape {tuple(tensor.shape)}, config.json asks for {shape}; correct one"
-            )
-        if tensor.dtype not in FLOAT_TYPES or tensor.layout != torch.strided:
-            kind = f"{tensor.dtype}, {tensor.layout}".replace("torch.", "")
+        stored = tensors.stored[name]
+        if stored.shape != shape:
+            raise MomifyError(f"tensor {name} has shape {stored.shape}, config.json asks for {shape}; correct one")
+        if stored.dtype not in FLOAT_TYPES or not stored.strided:
+            kind = _kind(stored)
             raise MomifyError(f"tensor {name} is {kind}; weights must be float16, bfloat16 or float32, unquantized")
-        if not all(bound.isfinite() for bound in torch.aminmax(tensor)):
+    for name in shapes:
+        if not all(bound.isfinite() for bound in torch.aminmax(tensors[name])):
             raise MomifyError(f"tensor {name} holds NaN or infinity; the checkpoint is damaged, give another")
+
+
+def _kind(stored: Stored) -> str:
+    name = str(stored.dtype).replace("torch.", "")
+    return name if stored.strided else f"{name}, {stored.read().layout}".replace("torch.", "")
 
 
 def _refuse_names(verb: str, names: list[str], remedy: str) -> None:
     """Raise MomifyError naming the first few of `names`, if there are any."""
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise MomifyError(f"the checkpoint {verb} tensors {', '.join(names[:3])}{more}; {remedy}")
+        raise MomifyError(f"the checkpoint {verb} tensors {', '.join(map(shown, names[:3]))}{more}; {remedy}")
 
 
-def _widest(tensors: Mapping[str, torch.Tensor]) -> torch.dtype:
+def _widest(tensors: StoredTensors) -> torch.dtype:
     """The type that holds every tensor of the file without loss."""
-    widest = next(iter(tensors.values())).dtype
-    for tensor in tensors.values():
-        widest = torch.promote_types(widest, tensor.dtype)
-    return widest
+    return reduce(torch.promote_types, (stored.dtype for stored in tensors.stored.values()))
 
 
 def source_name(folder: Path) -> str:

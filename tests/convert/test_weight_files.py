@@ -157,7 +157,7 @@ def test_links_within_the_folder_are_fine(make_gpt2, save_gpt2):
     ("file", "message"),
     [
         ("gone.safetensors", r"gone\.safetensors is missing, model\.safetensors\.index\.json names it"),
-        ("config.json", r"another format"),
+        ("config.json", r"another kind"),
         (7, r"names 7 as the file of transformer\.ln_f\.bias"),
     ],
 )
