@@ -37,7 +37,10 @@ class Stack:
 
 
 def stack_of(weight: Tensor, bias: Tensor) -> Stack:
-    """The view of weights (M, in, out) and biases (M, out)."""
+    """The view of weights (M, in, out) and biases (M, out); under autocast in its precision, cast once a pass."""
+    if torch.is_autocast_enabled(weight.device.type):
+        kind = torch.get_autocast_dtype(weight.device.type)
+        weight, bias = weight.to(kind), bias.to(kind)
     return Stack(weight, bias, weight.unbind(0), bias.unbind(0))
 
 
