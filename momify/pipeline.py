@@ -9,10 +9,10 @@ from datasets.utils.logging import disable_progress_bar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
-from momify.convert.assemble import RouterSettings, assemble, network_of
-from momify.convert.describe import COST_HEAD, TABLE_HEAD, removal_rows
-from momify.convert.homes import Request, check_request, choose_homes, removal_quotas
-from momify.convert.importance import Importance, measure_importance
+from momify.convert.assemble import RouterSettings, assemble, mom_config, network_of
+from momify.convert.describe import COST_HEAD, TABLE_HEAD, Removals, removal_rows
+from momify.convert.homes import HomePlan, Request, check_request, choose_homes, removal_quotas
+from momify.convert.importance import Importance, Network, measure_importance
 from momify.convert.refit import refit
 from momify.convert.source import open_source, read_config
 from momify.data.blocks import load_tokens
@@ -141,29 +141,21 @@ def source_folder(recipe: Recipe, run: Run, screen: Screen) -> Path:
 
 
 def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
-    """Take the source apart, say what goes, and write the MoM as it starts to `run.model`."""
+    """Take the source apart, say what goes, refit what stays, and write the MoM as it starts to `run.model`."""
     source = open_source(source_folder(recipe, run, screen))
     tokenizer = load_tokenizer(source.folder)
-    request = request_of(recipe.mom)
-    quotas = removal_quotas(request, source.config.n_layer)
     network = network_of(source)
-    importance = Importance.unmeasured(source.config.n_layer)
-    if any(quotas):
-        tokens = load_tokens(recipe.data, tokenizer).spread_blocks(recipe.mom.calibration_blocks)
-        with screen.progress("measuring what each half-layer is worth") as progress:
-            importance = measure_importance(network, tokens, quotas, recipe.mom.importance, progress)
-    plan = choose_homes(importance, request)
-    if any(quotas) and recipe.mom.refit_tokens and recipe.mom.init == "home":
-        tokens = load_tokens(recipe.data, tokenizer).spread_blocks(-(-recipe.mom.refit_tokens // recipe.data.block_length))
-        with screen.progress("refitting what stays") as progress:
-            network = replace(network, layers=refit(network, plan, tokens, progress=progress))
+    text = CalibrationText(recipe, tokenizer)
+    importance, plan = choose(network, text, screen)
     routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys)
+    target = mom_config(source.config, plan, source.tied, routers)
+    show_removals(removal_rows(plan, importance, source.config, target), f"{source.name} -> {run.folder.name}", screen)
+    if importance.removals and recipe.mom.refit_tokens and recipe.mom.init == "home":
+        with screen.progress("refitting what stays") as progress:
+            tokens = text.tokens(recipe.mom.refit_tokens)
+            network = replace(network, layers=refit(network, plan, tokens, progress=progress))
+        screen.say(f"refitted the modules that stay on {tokens.numel():,} tokens, to make up for what goes")
     model = assemble(source, network, plan, routers=routers, seed=recipe.run.seed)
-    removals = removal_rows(plan, importance, source.config, model.config)
-    for line in removals.lines:
-        screen.say(line)
-    screen.table(f"{recipe.source.model or run.source} -> {run.model}", TABLE_HEAD, removals.rows)
-    screen.table("cost", COST_HEAD, removals.costs)
     provenance = {
         "source": {"model": recipe.source.model or str(run.source), "sha256": source.sha256},
         "recipe": recipe.model_dump(),
@@ -174,6 +166,41 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     }
     write_model(run.model, model, tokenizer, provenance)
     screen.say(f"wrote {run.model}")
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """The training text of a recipe, read when first needed: a conversion that removes nothing needs none."""
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+
+    def tokens(self, count: int) -> torch.Tensor:
+        """At least `count` tokens as blocks (S, T), spread over the text."""
+        length = self.recipe.data.block_length
+        return load_tokens(self.recipe.data, self.tokenizer).spread_blocks(-(-count // length))
+
+
+def choose(network: Network, text: CalibrationText, screen: Screen) -> tuple[Importance, HomePlan]:
+    """What each half-layer is worth on calibration text, and from that what stays and where each step starts."""
+    mom, layers = text.recipe.mom, network.layers.num_layers
+    request = request_of(mom)
+    quotas = removal_quotas(request, layers)
+    if not any(quotas):
+        importance = Importance.unmeasured(layers)
+    else:
+        tokens = text.tokens(mom.calibration_blocks * text.recipe.data.block_length)
+        with screen.progress("measuring what each half-layer is worth") as progress:
+            importance = measure_importance(network, tokens, quotas, mom.importance, progress)
+    return importance, choose_homes(importance, request)
+
+
+def show_removals(removals: Removals, title: str, screen: Screen) -> None:
+    """In plain words and as tables: what goes, and what that saves."""
+    for line in removals.lines:
+        screen.say(line)
+    screen.table(title, TABLE_HEAD, removals.rows)
+    screen.table("cost", COST_HEAD, removals.costs)
 
 
 def request_of(mom: MomBlock) -> Request:
@@ -259,7 +286,8 @@ def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[
     if subject.kind != "mom":
         raise MomifyError(f"{subject.name} is a dense gpt2 model; a report sets a MoM beside its source")
     trained = bool(read_provenance(subject.folder).get("trained", {}).get("steps"))
-    scored = evaluate_ppl(subject, options, screen) | kept_start(subject)
+    scored = evaluate_ppl(subject, options, screen)
+    scored |= kept_start(subject, scored["source"].protocol)
     source = open_source(subject.source(screen))
     name = subject.recipe.source.model or str(source.folder)
     pair = Pair(name, load_dense(source), subject.name, load_mom(subject.folder))
@@ -273,9 +301,17 @@ def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[
     return report
 
 
-def kept_start(subject: Subject) -> dict[str, Perplexity]:
-    """The perplexity of the MoM as converted, which was measured before it was trained."""
+def kept_start(subject: Subject, protocol: str) -> dict[str, Perplexity]:
+    """The perplexity of the MoM as converted, which was measured before it was trained.
+
+    Raises MomifyError where that was by another protocol: the model of then is gone.
+    """
     kept = read_results(subject.results / "eval" / "ppl.json").get("start")
+    if kept and kept["result"]["protocol"] != protocol:
+        raise MomifyError(
+            f"{subject.name} was measured at step 0 by '{kept['result']['protocol']}', not '{protocol}'; "
+            "report it by the same protocol, or use momify eval"
+        )
     return {"start": Perplexity(**kept["result"])} if kept else {}
 
 
