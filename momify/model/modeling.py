@@ -4,6 +4,7 @@ Shapes: B batch, T tokens of this call, S keys (past and new), n = B*T, D width,
 N heads.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -329,12 +330,16 @@ class MomForCausalLM(MomPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        head_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         **kwargs: Any,
     ) -> MomCausalLMOutput:
         """Next-token logits (B, T, vocabulary), and with labels (B, T) the mean cross-entropy in nats.
 
         Labels are shifted inside; -100 is not counted. logits_to_keep: the last so many positions (0: all),
         or their indices. Further keywords go to the loss function (`num_items_in_batch`).
+
+        head_loss, in place of labels: gets the hidden states (B, T, D) and the head's weight (V, D) and returns the
+        loss and its parts, for losses that need not hold all logits at once; none are returned then.
         """
         body = self.model(
             input_ids=input_ids,
@@ -348,13 +353,17 @@ class MomForCausalLM(MomPreTrainedModel, GenerationMixin):
             output_router_logits=output_router_logits,
             return_dict=True,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(body.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
+        logits = loss = parts = None
+        if head_loss is not None:  # called here, where sharded training has gathered the weight
+            loss, parts = head_loss(body.last_hidden_state, self.lm_head.weight)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(body.last_hidden_state[:, kept])
+        if labels is not None and logits is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return MomCausalLMOutput(
             loss=loss,
+            loss_parts=parts,
             logits=logits,
             past_key_values=body.past_key_values,
             hidden_states=body.hidden_states,

@@ -60,6 +60,7 @@ class MomCausalLMOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None  # (B, N, T, S) per attention half-step
     router_logits: tuple[Tensor, ...] | None = None  # (n, M+1) per routed half-step, in execution order
     routing: tuple[RoutingRecord, ...] | None = None  # one record per executed half-step, in execution order
+    loss_parts: Tensor | None = None  # what `head_loss` gives beside the loss
 
 
 @dataclass

@@ -230,4 +230,4 @@ def row_tile(rows: int, modules: int, item: int) -> dict[str, int]:
 def weight_tile(item: int) -> dict[str, int]:
     """Tile sizes of weights_kernel."""
     wide = 128 if item < 4 else 64
-    return {"ROWS": 128 // item, "OUTPUTS": wide, "INNER": wide, "num_warps": wide // 16, "num_stages": 3}
+    return {"ROWS": 64 if item < 4 else 16, "OUTPUTS": wide, "INNER": wide, "num_warps": 8, "num_stages": 3}

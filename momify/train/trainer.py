@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from momify.evaluate.perplexity import Protocol, perplexity
-from momify.train.losses import balance_loss, distillation_loss, next_token_loss
+from momify.train.head_loss import HeadLoss, Teacher
+from momify.train.losses import balance_loss, next_token_loss
 from momify.train.optimizer import Muon, parameter_groups
 from momify.train.routing_log import routing_sums
 from momify.train.sturdy import SturdyTrainer
@@ -62,13 +63,15 @@ class MomTrainer(SturdyTrainer):
         """The weighted loss of a batch of input_ids and labels (B, T)."""
         routed = self.teacher is not None
         sums: dict[str, Tensor] = {}
-        extra = {"output_router_logits": True} if routed else {}
+        extra = {"output_router_logits": True, "head_loss": self._head_loss(inputs)} if routed else {}
         outputs = model(input_ids=inputs["input_ids"], use_cache=False, **extra)
-        parts = {"cross_entropy": next_token_loss(outputs.logits, inputs["labels"])}
-        loss = self.weights.cross_entropy * parts["cross_entropy"]
-        if routed and self.weights.distill:
-            parts["distill"] = distillation_loss(outputs.logits, self._teacher_logits(inputs["input_ids"]))
-            loss = loss + self.weights.distill * parts["distill"]
+        if routed:
+            loss, parts = outputs.loss, {"cross_entropy": outputs.loss_parts[1]}
+            if self.weights.distill:
+                parts["distill"] = outputs.loss_parts[0]
+        else:
+            parts = {"cross_entropy": next_token_loss(outputs.logits, inputs["labels"])}
+            loss = self.weights.cross_entropy * parts["cross_entropy"]
         if routed:
             choices = [record for record in outputs.routing if record.routed]
             sums = routing_sums(choices, outputs.router_logits)
@@ -89,10 +92,14 @@ class MomTrainer(SturdyTrainer):
         self.optimizer = Muon(groups, lr=self.args.learning_rate, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
-    @torch.no_grad()
-    def _teacher_logits(self, input_ids: Tensor) -> Tensor:
-        with self.compute_loss_context_manager():
-            return self.teacher(input_ids=input_ids, use_cache=False).logits
+    def _head_loss(self, inputs: dict[str, Tensor]) -> HeadLoss:
+        """The losses that need the head, with what the teacher says where it is asked."""
+        weights, teacher = self.weights, None
+        if weights.distill:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                body = self.teacher.base_model(input_ids=inputs["input_ids"], use_cache=False)
+            teacher = Teacher(body.last_hidden_state, self.teacher.get_output_embeddings().weight)
+        return HeadLoss(inputs["labels"], weights.cross_entropy, weights.distill, teacher)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss and the routing since the last log, then log as the Trainer does."""
