@@ -17,7 +17,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("pipeline",),
-    ("subject", "generate"),
+    ("subject", "generate", "plan"),
     ("models",),
     ("export",),
     ("convert", "train", "report"),
@@ -65,7 +65,8 @@ def test_model_stands_alone() -> None:
     for path in (PACKAGE / "model").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                assert {alias.name.split(".")[0] for alias in node.names} <= allowed, path.name
+                may = allowed | ({"triton"} if node.col_offset else set())  # inside try ... except ImportError
+                assert {alias.name.split(".")[0] for alias in node.names} <= may, path.name
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 1 or node.module.split(".")[0] in allowed, path.name
                 assert node.level == 0 or (node.module and "." not in node.module), path.name

@@ -99,6 +99,7 @@ class MomModel(MomPreTrainedModel):
         self.activation = make_activation(config.activation_function)
         halves = half_steps(config)
         self.steps = tuple(tuple(h for h in halves if h.step == step) for step in range(config.num_steps))
+        self.attends = any(half.kind == "mha" for half in halves)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -181,7 +182,7 @@ class MomModel(MomPreTrainedModel):
                     f"{self.config.n_positions}; shorten it"
                 )
         x = embeds + self.wpe(position_ids)
-        return F.dropout(x, p=self.config.embd_pdrop, training=self.training)
+        return F.dropout(x, p=self.config.embd_pdrop) if self.training else x
 
     def _prepare(
         self, embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
@@ -195,7 +196,7 @@ class MomModel(MomPreTrainedModel):
             past_key_values=cache,
             position_ids=position_ids,
         )
-        if cache is not None and not config.running("mha"):
+        if cache is not None and not self.attends:
             count_tokens(cache, embeds)
         backend, qkv = choose_backend(embeds.device, embeds.dtype), self.mha.qkv()
         scene = Scene(
@@ -252,7 +253,7 @@ class MomModel(MomPreTrainedModel):
     def _half(self, x: Tensor, half: HalfStep, shared: _Pass) -> tuple[Tensor | None, _Report]:
         """What one half-step adds to x (n, D); None if no token runs."""
         # without the affine part: each module's own is folded into its input projection
-        x_hat = F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_epsilon)
+        x_hat = F.layer_norm(x, x.shape[-1:], eps=self.ln_f.eps)
         router = None if half.route is None else shared.routers[half.kind][half.route]
         picks = pick(x_hat, half, router, shared.choosing)
         if half.kind == "mha":
@@ -263,8 +264,7 @@ class MomModel(MomPreTrainedModel):
         return y, _Report(half, picks)
 
     def _drop(self, y: Tensor) -> Tensor:
-        p = self.config.resid_pdrop
-        return F.dropout(y, p=p, training=True) if self.training and p else y
+        return F.dropout(y, p=self.config.resid_pdrop) if self.training else y
 
 
 def _make_router(config: MomConfig, kind: Kind) -> Router | None:

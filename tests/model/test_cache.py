@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from momify.model.cache import KeyedLayer, roomy_layer
+from momify.model.cache import KeyedLayer, RoomyLayer, roomy_layer
 
 
 @pytest.fixture
@@ -68,8 +68,42 @@ def test_reset_forgets(layer) -> None:
     assert together(layer).tolist() == [[1]]
 
 
+def test_tokens_are_written_into_room_and_not_copied_each_time() -> None:
+    layer, right = RoomyLayer(), DynamicLayer()
+    places = set()
+    for length in (5, *[1] * 40, 3):
+        new = torch.randn(2, 3, length, 4), torch.randn(2, 3, length, 4)
+        for ours, theirs in zip(layer.update(*new), right.update(*new), strict=True):
+            assert torch.equal(ours, theirs)
+        places.add(layer.keys.data_ptr())
+    assert layer.get_seq_length() == 48
+    assert len(places) == 2, "the prompt's own place, and the buffer"
+    layer.crop(-2)
+    right.crop(-2)
+    order = torch.tensor([1, 1])
+    for each in (layer, right):
+        each.reorder_cache(order)
+        each.update(*(torch.ones(2, 3, 200, 4),) * 2)  # more than there is room for
+        each.batch_repeat_interleave(2)
+        each.batch_select_indices(torch.tensor([0, 3]))
+        each.update(*(torch.zeros(2, 3, 1, 4),) * 2)
+    assert torch.equal(layer.keys, right.keys)
+    assert torch.equal(layer.values, right.values)
+    assert layer.keys.shape == (2, 3, 247, 4)
+
+
+def test_a_cache_that_carries_gradients_is_joined_and_not_overwritten() -> None:
+    parts = [torch.randn(1, 1, 2, 3, requires_grad=True) for _ in range(4)]
+    layer = RoomyLayer()
+    products = [layer.update(part, part)[0].square().sum() for part in parts]
+    sum(products).backward()
+    for at, part in enumerate(parts):
+        torch.testing.assert_close(part.grad, 2 * part.detach() * (4 - at))
+
+
 def test_an_empty_dynamic_layer_is_replaced_a_full_one_refused() -> None:
     cache = DynamicCache()
+    assert type(roomy_layer(DynamicCache(), 0, keyed=False)) is RoomyLayer
     assert isinstance(roomy_layer(cache, 2, keyed=True), KeyedLayer)
     assert [type(layer) for layer in cache.layers] == [DynamicLayer, DynamicLayer, KeyedLayer]
     assert roomy_layer(cache, 2, keyed=True) is cache.layers[2]

@@ -1,5 +1,8 @@
 """Routed execution against a loop over tokens, forward and backward."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -129,6 +132,15 @@ def test_plans_agree_however_they_are_made(n, k) -> None:
     assert other.rows == plan.rows == (modules != 4).sum()
     assert not other.idle
     assert make_plan(torch.full((n, k), 4), None, 4).idle
+
+
+def test_everything_works_where_triton_is_missing() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch, momify.model.dispatch as d; "
+        "gpu = torch.device('cuda'); assert not d.has_triton(gpu); print(d.choose_backend(gpu, torch.bfloat16).name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "grouped"
 
 
 def test_backend_is_chosen_and_overridden(monkeypatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from momify.model.cache import KeyedLayer
+from momify.model.cache import KeyedLayer, RoomyLayer
 
 KINDS: list[dict[str, Any]] = [
     {},
@@ -112,6 +112,19 @@ def test_prompt_lookup_which_crops_the_cache_gives_the_greedy_text(make_mom, cha
     settings = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": 0, "eos_token_id": None}
     looked_up = model.generate(ids, prompt_lookup_num_tokens=3, **settings)
     assert torch.equal(looked_up, model.generate(ids, **settings))
+
+
+def test_generate_reads_the_prompt_once_and_copies_no_cache(make_mom, token_ids) -> None:
+    model = make_mom()
+    seen: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    settings = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None}
+    out = model.generate(token_ids, return_dict_in_generate=True, **settings)
+    assert seen == [11, 1, 1, 1, 1, 1]
+    assert {type(layer) for layer in out.past_key_values.layers} == {RoomyLayer}
+    assert {layer.get_seq_length() for layer in out.past_key_values.layers} == {16}
 
 
 @torch.no_grad()
