@@ -7,13 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from momify.errors import MomifyError
 
 _TEMPORARY = ".momify-"  # opens the name of everything that is not whole yet
-_DISK_WORDS = ("No space left", "File too large", "I/O error", "quota", "PytorchStreamWriter", "enforce fail")
+_DISK_WORDS = ("No space left", "File too large", "I/O error", "quota", "PytorchStreamWriter", "enforce fail", "iostream error")
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def disk_errors(path: Path, also: tuple[type[Exception], ...] = ()) -> Iterator[
         if not isinstance(error, OSError) and not any(word in text for word in _DISK_WORDS):
             raise
         reason = (error.strerror if isinstance(error, OSError) else None) or text
-        if "enforce fail" in text:  # torch.save says where, not why
+        if "enforce fail" in text or "iostream" in text:  # torch.save says where, not why
             reason = f"No space left, or the file grew too large ({text})"
         raise MomifyError(
             f"cannot write {path}: {reason}; free space or choose another folder, what was there before is intact"
@@ -103,6 +103,20 @@ def _replace_folder(new: Path, target: Path) -> None:
 def temporaries(folder: Path) -> list[Path]:
     """What a killed process left in `folder` that never became whole."""
     return list(Path(folder).glob(f"{_TEMPORARY}*"))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`. Raises MomifyError where that leaves the folder (into a hub cache's blobs it may)."""
+    windows = PureWindowsPath(name)
+    leaves = PurePosixPath(name).is_absolute() or bool(windows.anchor) or ".." in windows.parts or "\0" in name
+    path = folder / name
+    if not leaves:
+        root, target = folder.resolve(), path.resolve()
+        blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+        leaves = not (target.is_relative_to(root) or target.is_relative_to(blobs))
+    if leaves:
+        raise MomifyError(f"file {name!r:.200} leads out of the model folder {folder}; put the file itself there")
+    return path
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:

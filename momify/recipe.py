@@ -5,14 +5,18 @@ A recipe holds everything that changes numbers; command-line flags say only how 
 """
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from momify.errors import MomifyError
 
+# What PyYAML raises for a wrong scalar of a named type (`!!bool perhaps`), besides its own errors.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
+_LONGEST = 1 << 18
 KNOWN_TASKS = ("ppl",)
 
 
@@ -23,6 +27,12 @@ def check_tasks(tasks: list[str]) -> None:
             raise ValueError(f"unknown task '{task}'; known: {', '.join(KNOWN_TASKS)}")
 
 
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("holds a NUL character, which no name has")
+    return value
+
+
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -30,7 +40,8 @@ def _one_or_many(value: Any) -> Any:
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-Names = Annotated[list[str], BeforeValidator(_one_or_many)]
+Text = Annotated[str, AfterValidator(_no_nul)]
+Names = Annotated[list[Text], BeforeValidator(_one_or_many)]
 
 
 class Block(BaseModel):
@@ -46,7 +57,7 @@ class RunBlock(Block):
     """Name of the run and of its folder."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides the order of the data, exploration, and random starts."""
-    dir: str | None = None
+    dir: Text | None = None
     """Run folder; `runs/<name>` when null."""
 
 
@@ -120,7 +131,7 @@ class Scratch(Block):
     """Positions."""
     vocabulary: Positive = 50257
     """Entries of the byte-level BPE that is trained on the data; ignored when `tokenizer` is given."""
-    tokenizer: str | None = None
+    tokenizer: Text | None = None
     """Hub name or folder of an existing tokenizer."""
     dropout: Share = 0.0
     """Dropout of the dense model, while it trains and in its config."""
@@ -137,9 +148,9 @@ class Scratch(Block):
 class SourceBlock(Block):
     """The dense checkpoint: an existing one, or one to be trained."""
 
-    model: str | None = None
+    model: Text | None = None
     """Hub name, local folder or builtin:demo."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit of a hub model."""
     scratch: Scratch | None = None
     """Train the dense model first (phase 1) instead of taking an existing one."""
@@ -200,7 +211,7 @@ class EvalBlock(Block):
 
     tasks: Names = ["ppl"]
     """What to score; ppl is held-out perplexity."""
-    data_dir: str | None = None
+    data_dir: Text | None = None
     """Folder with the data of tasks that fine-tune; ppl needs none."""
     baseline: bool = True
     """Score the source too, by the same protocol."""
@@ -244,7 +255,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     value of the wrong kind.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(_LONGEST + 1)
     except FileNotFoundError:
         raise MomifyError(f"recipe {path} does not exist; recipes/ holds the shipped ones") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -254,9 +266,11 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 def parse_recipe(text: str, name: str, overrides: list[str] | None = None) -> Recipe:
     """A Recipe from YAML `text`; `name` stands in error messages. Raises MomifyError as `load_recipe`."""
+    if len(text) > _LONGEST:
+        raise MomifyError(f"recipe {name} has {len(text):,} characters; a recipe is a page, give another file")
     try:
         data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _NOT_YAML as error:
         raise MomifyError(f"recipe {name} is not valid YAML: {_one_line(error)}") from None
     if data is None:
         raise MomifyError(f"recipe {name} is empty; it needs at least the blocks source, mom and data")
@@ -287,11 +301,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     keys = path.split(".")
     if not equals or len(keys) < 2 or not all(keys):
-        raise MomifyError(f"override '{override}' is not of the form block.key=value, as in train.steps=100")
+        raise MomifyError(f"override {override!r:.80} is not of the form block.key=value, as in train.steps=100")
     try:
         parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise MomifyError(f"override '{override}': the value is not valid YAML") from None
+    except _NOT_YAML:
+        raise MomifyError(f"override {override!r:.80}: the value is not valid YAML") from None
     place = data
     for key in keys[:-1]:
         inner = place.get(key)
@@ -302,7 +316,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def _first_mistake(error: ValidationError) -> str:
     """The first thing wrong, in one line, with the nearest known key where a name is unknown."""
     first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = " ".join(".".join(str(part) for part in first["loc"]).split())[:200]
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
@@ -325,7 +339,11 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = reprlib.repr(value)  # never writes out all of a value: YAML's anchors can make one of any size
+    except ValueError:  # a number of more digits than Python prints
+        return f"a {type(value).__name__} that is too long to show"
+    text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "..."
 
 

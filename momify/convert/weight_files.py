@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from momify.errors import MomifyError
+from momify.files import inside
 
 SINGLE = (
     "model.safetensors",
@@ -61,20 +62,6 @@ def _shards(folder: Path, index: Path) -> list[Path]:
         if path.suffix != index.name.removesuffix(".index.json")[index.name.index(".") :]:
             raise MomifyError(f"shard {shown(str(path))} is of another kind than {index.name}; fetch all of it again")
     return paths
-
-
-def inside(folder: Path, name: str) -> Path:
-    """`folder / name`. Raises MomifyError where that leaves the folder (into a hub cache's blobs it may)."""
-    windows = PureWindowsPath(name)
-    leaves = PurePosixPath(name).is_absolute() or bool(windows.anchor) or ".." in windows.parts or "\0" in name
-    path = folder / name
-    if not leaves:
-        root, target = folder.resolve(), path.resolve()
-        blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-        leaves = not (target.is_relative_to(root) or target.is_relative_to(blobs))
-    if leaves:
-        raise MomifyError(f"file {name!r:.200} leads out of the model folder {folder}; put the file itself there")
-    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:

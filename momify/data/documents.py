@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
 
 from momify.demo import corpus
 from momify.errors import MomifyError
@@ -81,7 +80,7 @@ def _local(paths: list[Path], column: str) -> tuple[Dataset, None]:
 def _generate(names: list[str], make: Any) -> Dataset:
     try:
         return make()
-    except (DatasetGenerationError, StopIteration, ValueError, OSError) as error:
+    except Exception as error:  # the readers underneath raise a dozen kinds; each means: not to be read
         reason = " ".join(str(error.__cause__ or error).split())[:150] or "it is empty"
         raise MomifyError(f"data file {', '.join(names)} holds no documents or cannot be read: {reason}") from None
 
@@ -100,14 +99,20 @@ def _hub(name: str, column: str) -> tuple[Dataset, None, str]:
 
 def _text_column(data: Dataset, column: str, name: str) -> Dataset:
     if column not in data.column_names:
-        raise MomifyError(f"{name} has no column '{column}'; set data.column to one of {', '.join(data.column_names)}")
-    if data.features[column].dtype not in ("string", "large_string"):
-        raise MomifyError(f"{name}: column '{column}' holds {data.features[column].dtype}, not text")
+        known = ", ".join(map(_shown, data.column_names[:20]))
+        raise MomifyError(f"{name} has no column '{column}'; set data.column to one of {known}")
+    kind = getattr(data.features[column], "dtype", type(data.features[column]).__name__)
+    if kind not in ("string", "large_string"):
+        raise MomifyError(f"{name}: column '{column}' holds {kind}, not text")
     return (
         data.select_columns([column]).rename_column(column, "text")
         if column != "text"
         else data.select_columns(["text"])
     )
+
+
+def _shown(name: str) -> str:
+    return name[:40] if name.isprintable() else repr(name)[:40]
 
 
 def _txt_documents(paths: list[str], sha256: str) -> Iterator[dict[str, str]]:

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from momify.errors import MomifyError
+from momify.files import inside
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -45,14 +46,23 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
 
     Raises MomifyError where there is none: transformers would give an empty one without a word.
     """
+    _refuse_links_out(Path(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged tokenizer.json raises nearly anything
         reason = " ".join(str(error).split())[:150]
         raise MomifyError(f"no tokenizer could be read from {name}: {reason}") from None
     if len(tokenizer) < 2:
         raise MomifyError(f"{name} holds no tokenizer files; copy tokenizer.json (or vocab.json and merges.txt) there")
     return tokenizer
+
+
+def _refuse_links_out(folder: Path) -> None:
+    """Raise MomifyError where a file of a tokenizer lies, by a link, outside its folder (a hub cache's blobs may)."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.is_symlink() and path.suffix in (".json", ".txt", ".jinja", ".model"):
+                inside(folder, path.name)
 
 
 def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

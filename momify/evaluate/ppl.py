@@ -64,9 +64,22 @@ def read_results(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return read_json(path)["models"]
-    except (KeyError, TypeError):
+        kept = read_json(path)["models"]
+        for entry in kept.values():
+            _check_entry(entry)
+        return kept
+    except (KeyError, TypeError, AttributeError):
         raise MomifyError(f"{path} is not a result file of momify eval; remove it, the scores are made again") from None
+
+
+def _check_entry(entry: Any) -> None:
+    """Raise TypeError or KeyError for a kept result that is not one."""
+    result = Perplexity(**entry["result"])
+    numbers = (result.loss, result.perplexity, result.tokens, result.scored, result.windows)
+    if not isinstance(entry["key"], dict) or not isinstance(result.protocol, str):
+        raise TypeError("not a result")
+    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
+        raise TypeError("not a number")
 
 
 def _score(

@@ -106,7 +106,10 @@ def read_rollback(checkpoints: Path) -> Rollback:
     if not path.exists():
         return Rollback()
     try:
-        return Rollback(**read_json(path))
+        found = Rollback(**read_json(path))
+        if not (isinstance(found.times, int) and 0 <= found.times <= _MOST_ROLLBACKS and 0 < found.lr_factor <= 1):
+            raise TypeError("not a rollback")
+        return found
     except TypeError:
         raise MomifyError(f"{path} is not what momify wrote; remove it to go on at the full learning rate") from None
 
