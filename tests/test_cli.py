@@ -19,7 +19,7 @@ from momify.data.tokenizer import train_tokenizer
 from momify.demo.corpus import documents
 from momify.models import load_mom
 
-COMMANDS = ("demo", "run", "convert", "train", "eval", "report", "export", "generate", "validate")
+COMMANDS = ("demo", "run", "convert", "plan", "train", "eval", "report", "export", "generate", "validate")
 RECIPE = """
 run: {name: tiny}
 source: {model: src}

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from momify.convert.importance import KINDS, Importance
 from momify.errors import MomifyError
 
+if TYPE_CHECKING:  # it imports torch, which `momify plan` does without
+    from momify.convert.importance import Importance
+
+KINDS = ("mha", "ffn")
 NOUNS = {"mha": "attention", "ffn": "feed-forward"}
 INITS = ("home", "random")
 REACHES = ("all", "skip", "home")
@@ -159,7 +162,7 @@ def default_steps(request: Request, kind: str, num_layers: int) -> int:
     return min(request.modules(kind) + max(0, depth - num_layers), depth)
 
 
-def choose_homes(importance: Importance, request: Request) -> HomePlan:
+def choose_homes(importance: "Importance", request: Request) -> HomePlan:
     """The plan for `request`: modules that cost most to remove stay, each step starts from its own or SKIP.
 
     Removed half-layers run a neighbour's module as far as the steps asked for allow, those that hurt most
@@ -186,7 +189,7 @@ def choose_homes(importance: Importance, request: Request) -> HomePlan:
     )
 
 
-def _kept_whole(importance: Importance, request: Request) -> list[int]:
+def _kept_whole(importance: "Importance", request: Request) -> list[int]:
     """Source layers that stay as steps; those dropped (depth < L) cost least beside what is gone anyway."""
     total = importance.num_layers
     gone = {kind: set(importance.order(kind)[: total - request.modules(kind)]) for kind in KINDS}
@@ -217,7 +220,7 @@ class _Side:
     reach: tuple[tuple[int, ...], ...]
 
 
-def _plan_kind(importance: Importance, request: Request, kind: str, steps: list[int | None]) -> _Side:
+def _plan_kind(importance: "Importance", request: Request, kind: str, steps: list[int | None]) -> _Side:
     """Modules, homes and reach of one kind for `steps` (source layer or None each)."""
     skip = request.modules(kind)
     order = importance.order(kind)  # first to go .. needed most

@@ -70,7 +70,7 @@ def _kept(s: Shape, half: HalfStep, call: Call) -> int:
     pool = s.pool(half.kind)
     logits = 4 * (pool.modules + 1) if pool.routed(half.step) else 0
     picks = KEPT_PER_PICK * min(s.picks, len(pool.reach[half.step]))
-    return call.rows * (logits + picks) + (KEPT_PER_ROW * half.rows if _sorted(half) else 0)
+    return call.rows * (logits + picks) + (KEPT_PER_ROW * half.rows if _sorted(s, half) else 0)
 
 
 def _attention(s: Shape, half: HalfStep, call: Call) -> int:
@@ -94,14 +94,14 @@ def _feed_forward(s: Shape, half: HalfStep, call: Call, attended: bool) -> int:
         inner = ALIVE_IN_ACTIVATION.get(s.activation, ONE_OPERATOR) * s.inner * largest
     else:
         inner = (ONE_OPERATOR * s.inner + d) * largest  # both are still there while the second product is taken
-    group = (half.rows * d if _sorted(half) else 0) + inner
+    group = (half.rows * d if _sorted(s, half) else 0) + inner
     held = (3 if attended else 1) * n * d
     return _standing(s, call) + held + max(group, _routed(s, half, call, d, half.rows))
 
 
 def _routed(s: Shape, half: HalfStep, call: Call, out: int, rows: int) -> int:
     """Values of a routed product of `rows` rows, each `out` wide: gathered, of each module, put together, in order."""
-    if not _sorted(half):
+    if not _sorted(s, half):
         return call.rows * out
     spread = call.rows * min(s.picks, len(s.pool(half.kind).reach[half.step]))
     summed = call.rows * out if spread > call.rows else 0
@@ -113,6 +113,7 @@ def _head(s: Shape, call: Call) -> int:
     return _standing(s, call) + call.rows * s.width + call.batch * s.vocab
 
 
-def _sorted(half: HalfStep) -> bool:
-    """Whether the rows are put in order by module; if all go one way there is no need to."""
-    return half.largest is not None and half.largest != half.rows
+def _sorted(s: Shape, half: HalfStep) -> bool:
+    """Whether the rows are put in order by module; with K = 1 there is no need to where all go one way."""
+    several = s.picks > 1 and s.pool(half.kind).routed(half.step)
+    return half.rows > 0 and (several or half.largest not in (None, half.rows))

@@ -1,0 +1,122 @@
+"""What a conversion will cost, from the sizes alone: the same formulas that a report sets beside its measurements."""
+
+from dataclasses import asdict, dataclass, replace
+
+from momify.convert.homes import HomePlan, Request, check_request, choose_homes
+from momify.measure.activations import Call, activation_bytes
+from momify.measure.cost import (
+    HalfStep,
+    Pool,
+    Shape,
+    attention_steps,
+    dense_macs,
+    kv_bytes_per_token,
+    mom_macs,
+    parameters,
+    planned_usage,
+)
+
+DTYPES = {"float32": 4, "bfloat16": 2, "int8": 1}
+SERVED = 2  # bytes of a value while it serves: 16 bit
+
+
+class _Unmeasured:
+    """Stands for the importance that calibration would measure: figures hang on how much goes, not on which."""
+
+    method = "plan"
+
+    def __init__(self, num_layers: int) -> None:
+        self.num_layers = num_layers
+
+    def order(self, kind: str) -> tuple[int, ...]:
+        """Layers, first to go first."""
+        return tuple(range(self.num_layers))
+
+    def cost(self, kind: str, layer: int) -> float:
+        """What removing the layer would cost."""
+        return 0.0
+
+
+def planned_shape(dense: Shape, request: Request) -> Shape:
+    """The shape of the MoM that `request` makes of a source. Raises MomifyError for what it cannot give."""
+    check_request(request, dense.steps)
+    return mom_shape(dense, choose_homes(_Unmeasured(dense.steps), request))
+
+
+def mom_shape(dense: Shape, plan: HomePlan) -> Shape:
+    """The shape of the MoM that `plan` makes of a source of shape `dense`."""
+    return replace(
+        dense,
+        layer_norms=1,
+        picks=plan.modules_per_token,
+        mha=Pool(len(plan.mha_layers), plan.mha_homes, plan.mha_reach),
+        ffn=Pool(len(plan.ffn_layers), plan.ffn_homes, plan.ffn_reach),
+    )
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One model's costs. MACs of a sequence of `tokens` tokens: at the start, with each token at its home, and at most.
+
+    `activations`: bytes at the peak of a prompt of that length, by batch size, in 16 bit.
+    """
+
+    tokens: int
+    parameters: dict[str, int]
+    weight_bytes: dict[str, int]
+    kv_steps: int
+    kv_bytes_per_token: int
+    kv_bytes: int
+    activations: dict[int, int]
+    macs: float
+    macs_at_most: float
+    parts: dict[str, float]
+
+    @property
+    def flops(self) -> float:
+        """Two per MAC."""
+        return 2 * self.macs
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON, with what follows from it by division."""
+        more = {
+            "flops": self.flops,
+            "macs_per_token": self.macs / self.tokens,
+            "flops_per_token": self.flops / self.tokens,
+        }
+        return {**asdict(self), **more}
+
+
+def figures_of(shape: Shape, tokens: int, batches: tuple[int, ...] = (1, 8)) -> Figures:
+    """The figures of a dense model or a MoM for sequences of `tokens` tokens."""
+    counts = parameters(shape)
+    usage = planned_usage(shape, 1, tokens)
+    macs = (dense_macs if shape.dense else mom_macs)(shape, 1, tokens, *([] if shape.dense else [usage]))
+    kv = kv_bytes_per_token(shape, SERVED)
+    return Figures(
+        tokens=tokens,
+        parameters={"total": counts.total, **counts.parts()},
+        weight_bytes={name: size * counts.total for name, size in DTYPES.items()},
+        kv_steps=attention_steps(shape),
+        kv_bytes_per_token=kv,
+        kv_bytes=kv * tokens,
+        activations={
+            batch: activation_bytes(shape, planned_usage(shape, batch, tokens), Call(batch, tokens, 0, SERVED))
+            for batch in batches
+        },
+        macs=macs.total,
+        macs_at_most=mom_macs(shape, 1, tokens, most_usage(shape, tokens)).total,
+        parts=macs.parts(),
+    )
+
+
+def most_usage(shape: Shape, tokens: int) -> tuple[HalfStep, ...]:
+    """What each half-step computes if every token runs as many modules as it may: the most that routing can cost."""
+    usage = []
+    for step in range(shape.steps):
+        for kind in ("mha", "ffn"):
+            pool = shape.pool(kind)
+            modules = [choice for choice in pool.reach[step] if choice != pool.modules]
+            rows = min(shape.picks, len(modules)) * tokens
+            usage.append(HalfStep(step, kind, rows, queries=tokens if rows and kind == "mha" else 0))
+    return tuple(usage)

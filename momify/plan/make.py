@@ -1,0 +1,118 @@
+"""`momify plan`: what is planned for (a model, or a recipe with all that it says), and the plans themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from momify.convert.homes import Request
+from momify.errors import MomifyError
+from momify.measure.cost import Shape
+from momify.plan.figures import Figures, figures_of, planned_shape
+from momify.plan.reading import read_shape, scratch_shape
+from momify.plan.search import Candidate, parse_budget, search
+from momify.plan.show import as_json, command
+from momify.plan.training import DEVICES, UTILISATION, TrainingCost, micro_batch_that_fits, training_cost
+from momify.recipe import TrainBlock, load_recipe
+
+REQUEST_KEYS = ("mha", "ffn", "depth", "modules_per_token", "mha_steps", "ffn_steps", "init", "reach")
+
+
+@dataclass(frozen=True)
+class Premises:
+    """What a plan starts from: the source's name and sizes, the conversion asked for, and how it would be trained."""
+
+    name: str
+    dense: Shape
+    request: Request | None
+    train: TrainBlock
+    block: int
+    """Tokens of a sequence, in training and for the costs of one."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The GPU that a training is reckoned for: its name, FLOP/s while it trains, and where that number comes from."""
+
+    device: str
+    flops_per_second: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One conversion: both models' figures, the command that makes it, and what training takes."""
+
+    request: Request
+    source: Figures
+    mom: Figures
+    line: str
+    training: TrainingCost
+    speed: Speed
+    micro_batch: int | None
+    """Sequences at once with which the training fits the device; None if not even one does."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**as_json(self.source, self.mom, self.request, self.line, self.training), "speed": self.speed.words,
+                "micro_batch_that_fits": self.micro_batch}  # fmt: skip
+
+
+def premises(model: str, tokens: int | None = None, overrides: Sequence[str] = ()) -> Premises:
+    """What MODEL means: a recipe file (.yaml), with `overrides` as in momify run, or a model alone.
+
+    `tokens`: the length of a sequence, the recipe's block or the source's positions (at most 1024) if left out. Raises
+    MomifyError where there is no such model, and for a length beyond its positions.
+    """
+    if Path(model).suffix in (".yaml", ".yml"):
+        found = _of_recipe(Path(model), list(overrides))
+    else:
+        if overrides:
+            raise MomifyError(f"'{overrides[0]}' sets a key of a recipe, and {model} is none; give a .yaml file")
+        dense = read_shape(model)
+        found = Premises(model, dense, None, TrainBlock(), min(1024, dense.positions))
+    found = replace(found, block=tokens or found.block)
+    if found.block > found.dense.positions:
+        raise MomifyError(
+            f"--tokens {found.block} exceeds the {found.dense.positions} positions of {model}; give fewer"
+        )
+    return found
+
+
+def _of_recipe(path: Path, overrides: list[str]) -> Premises:
+    recipe = load_recipe(path, overrides)
+    if recipe.source.scratch:
+        name, dense = str(recipe.folder / "source"), scratch_shape(recipe.source.scratch)
+    else:
+        name, dense = recipe.source.model, read_shape(recipe.source.model, recipe.source.revision)
+    request = Request(**{key: getattr(recipe.mom, key) for key in REQUEST_KEYS}) if recipe.mom else None
+    return Premises(name, dense, request, recipe.train, recipe.data.block_length)
+
+
+def make_plan(given: Premises, request: Request, speed: Speed) -> Plan:
+    """The plan of one conversion. Raises MomifyError for what the source cannot give."""
+    shape = planned_shape(given.dense, request)
+    return Plan(
+        request=request,
+        source=figures_of(given.dense, given.block),
+        mom=figures_of(shape, given.block),
+        line=command(given.name, request, given.dense.steps),
+        training=training_cost(given.dense, shape, given.train, given.block, speed.flops_per_second),
+        speed=speed,
+        micro_batch=micro_batch_that_fits(given.dense, shape, given.train, given.block, DEVICES[speed.device]),
+    )
+
+
+def make_search(given: Premises, budget: str, speed: Speed) -> tuple[list[Candidate], list[Plan]]:
+    """The conversions that keep most of the source within `budget`, and their plans, the best first."""
+    found = search(given.dense, parse_budget(budget), given.block)
+    return found, [make_plan(given, one.request, speed) for one in found]
+
+
+def training_speed(device: str, tflops: float | None) -> Speed:
+    """The speed to reckon with: `tflops` as measured, else a part of what the device's maker states."""
+    if device not in DEVICES:
+        raise MomifyError(f"--device '{device}' is unknown; known: {', '.join(DEVICES)}; --tflops sets another speed")
+    if tflops is not None:
+        return Speed(device, tflops * 1e12, "as given")
+    return Speed(device, UTILISATION * DEVICES[device].peak, f"{UTILISATION:.0%} of its peak; --tflops sets yours")

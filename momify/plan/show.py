@@ -1,0 +1,109 @@
+"""Plans as tables for a terminal, as plain data for JSON, and as commands to paste."""
+
+import shlex
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from momify.convert.homes import Request
+from momify.plan.figures import Figures
+from momify.plan.search import Candidate
+from momify.plan.training import TrainingCost
+from momify.recipe import TrainBlock
+from momify.report.words import amount, percent, size
+
+if TYPE_CHECKING:
+    from momify.plan.make import Plan
+
+HEAD = ("", "source", "MoM", "change", "set by")
+FLAGS = "pool: --mha --ffn; steps: --mha-steps --ffn-steps --depth; K: --top-k"
+SEARCH_HEAD = ("mha", "ffn", "mha-steps", "ffn-steps", "K", "depth", "params", "KV", "FLOPs at most")
+
+
+def comparison(source: Figures, mom: Figures) -> list[tuple[str, ...]]:
+    """Rows under HEAD: every figure before and after, and what changes it (FLAGS)."""
+    tokens, pool, steps = source.tokens, "pool", "steps, K"
+    numbers = [
+        ("parameters", amount, source.parameters["total"], mom.parameters["total"], pool),
+        *((f"weights, {name}", size, source.weight_bytes[name], mom.weight_bytes[name], pool)
+          for name in ("float32", "bfloat16")),
+        ("KV cache per token, 16 bit", size, source.kv_bytes_per_token, mom.kv_bytes_per_token, "mha steps"),
+        (f"KV cache, {tokens:,} tokens", size, source.kv_bytes, mom.kv_bytes, "mha steps"),
+        *((f"activations at peak, batch {batch}", size, source.activations[batch], mom.activations[batch], "")
+          for batch in source.activations),
+        ("MACs per token", amount, source.macs / tokens, mom.macs / tokens, steps),
+        (f"MACs, {tokens:,} tokens", amount, source.macs, mom.macs, steps),
+        (f"FLOPs, {tokens:,} tokens", amount, source.flops, mom.flops, steps),
+    ]  # fmt: skip
+    if mom.macs_at_most > mom.macs:
+        numbers.append(("FLOPs at most, whatever is routed", amount, source.flops, 2 * mom.macs_at_most, steps))
+    return [(name, show(old), show(new), percent(old, new), flag) for name, show, old, new, flag in numbers]
+
+
+def training_lines(plan: "Plan", settings: TrainBlock) -> list[str]:
+    """What training takes, in words, and how it would fit the device."""
+    cost, speed = plan.training, plan.speed
+    names = ("weights", "gradients", "optimizer", "teacher", "activations")
+    parts = ", ".join(f"{name} {size(getattr(cost, name))}" for name in names)
+    batch = settings.micro_batch or settings.batch_size
+    lines = [f"training, per GPU: {size(cost.bytes)} at the peak with {batch} sequences at once ({parts})"]
+    if plan.micro_batch is None:
+        lines.append(
+            f"does not fit an {speed.device}, not even one sequence at once; train.fsdp=true shards it over several"
+        )
+    elif plan.micro_batch < batch:
+        lines.append(f"fits an {speed.device} with train.micro_batch={plan.micro_batch}, which changes no result")
+    took = (
+        f"{duration(cost.seconds)} on an {speed.device} at {cost.flops_per_second / 1e12:.3g} TFLOP/s ({speed.words})"
+    )
+    return [*lines, f"{settings.steps:,} training steps: {took}, {cost.flops:.3g} FLOPs"]
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3.4 h, 2.1 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def command(model: str, request: Request, layers: int) -> str:
+    """The `momify convert` that makes it; what the source's depth and K = 1 give anyway is left out."""
+    words = ["momify", "convert", model, "--mha", request.mha, "--ffn", request.ffn]
+    if request.depth not in (None, layers):
+        words += ["--depth", request.depth]
+    if request.modules_per_token != 1:
+        words += ["--top-k", request.modules_per_token]
+    for flag, steps in (("--mha-steps", request.mha_steps), ("--ffn-steps", request.ffn_steps)):
+        words += [] if steps is None else [flag, steps]
+    words += [] if request.reach == "all" else ["--reach", request.reach]
+    words += [] if request.init == "home" else ["--init", request.init]
+    return shlex.join(map(str, words))
+
+
+def search_rows(found: list[Candidate], source: Figures) -> list[tuple[str, ...]]:
+    """Rows under SEARCH_HEAD, costs as parts of the source's."""
+    return [
+        (
+            *map(str, (one.request.mha, one.request.ffn, one.request.mha_steps, one.request.ffn_steps)),
+            str(one.request.modules_per_token),
+            str(one.request.depth),
+            f"{one.figures.parameters['total'] / source.parameters['total']:.2f}x",
+            f"{one.figures.kv_bytes / source.kv_bytes:.2f}x",
+            f"{one.figures.macs_at_most / source.macs:.2f}x",
+        )
+        for one in found
+    ]
+
+
+def as_json(
+    source: Figures, mom: Figures, request: Request, line: str, training: TrainingCost | None
+) -> dict[str, Any]:
+    """One plan as plain data."""
+    return {
+        "command": line,
+        "request": asdict(request),
+        "source": source.to_dict(),
+        "mom": mom.to_dict(),
+        "training": None if training is None else training.to_dict(),
+    }

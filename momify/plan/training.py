@@ -1,0 +1,121 @@
+"""What training will take, in closed form: bytes per GPU at the peak, and time at a stated speed."""
+
+from dataclasses import asdict, dataclass
+
+from momify.measure.cost import Shape, dense_macs, mom_macs, parameters, planned_usage
+from momify.recipe import TrainBlock
+
+FLOAT = 4
+ADAM, MUON = 8, 4  # bytes of optimizer state a parameter
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a half-step keeps for its backward pass, in floats of n x D (`inner`: of n x I).
+
+    `sorted_*`: what it keeps beyond that where rows are sorted by module.
+    """
+
+    attention: float
+    forward: float
+    inner: float
+    sorted_attention: float
+    sorted_forward: float
+
+
+SAVED = {"fp32": Saved(6, 2, 2, 4, 1), "bf16": Saved(5, 2, 1, 2, 0.5)}
+LOGITS = 7  # of n x V floats: logits, log-probabilities and gradients of student and teacher
+UTILISATION = 0.35  # of a device's stated peak; what a run reaches is in its metrics.jsonl
+USABLE = 0.9  # of a device's memory: the rest goes to the driver and to gaps
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as its maker states it: FLOP/s of dense 16-bit tensor products, and bytes of memory."""
+
+    peak: float
+    memory: float
+
+
+DEVICES = {
+    "v100": Device(125e12, 32e9),
+    "a100": Device(312e12, 80e9),
+    "h100": Device(989e12, 80e9),
+    "h200": Device(989e12, 141e9),
+    "l4": Device(121e12, 24e9),
+    "rtx4090": Device(165e12, 24e9),
+}
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Bytes on one GPU by what holds them, and the time for all steps at `flops_per_second` per GPU."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    teacher: int
+    activations: int
+    flops: float
+    flops_per_second: float
+
+    @property
+    def bytes(self) -> int:
+        """All together."""
+        return self.weights + self.gradients + self.optimizer + self.teacher + self.activations
+
+    @property
+    def seconds(self) -> float:
+        """Time for all steps; each GPU of several does its own batches in the same time."""
+        return self.flops / self.flops_per_second
+
+    def to_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return {**asdict(self), "bytes": self.bytes, "seconds": self.seconds}
+
+
+def training_cost(source: Shape, mom: Shape, settings: TrainBlock, block: int, flops_per_second: float) -> TrainingCost:
+    """Phase 2 of a recipe's train block on blocks of `block` tokens, one GPU's share of it.
+
+    Weights, gradients and optimizer state are float32 (mixed precision keeps them so); the source runs beside as the
+    teacher. FLOPs: a forward and two backward passes of the MoM, a forward pass of the teacher.
+    """
+    count = parameters(mom)
+    modules = count.attention + count.ffn if settings.optimizer == "muon" else 0
+    sequences = settings.micro_batch or settings.batch_size
+    mom_forward = mom_macs(mom, 1, block, planned_usage(mom, 1, block)).total
+    per_sequence = 3 * mom_forward + (dense_macs(source, 1, block).total if settings.distill else 0)
+    return TrainingCost(
+        weights=FLOAT * count.total,
+        gradients=FLOAT * count.total,
+        optimizer=ADAM * (count.total - modules) + MUON * modules,
+        teacher=FLOAT * parameters(source).total if settings.distill else 0,
+        activations=training_activations(mom, sequences * block, settings),
+        flops=2 * per_sequence * settings.steps * settings.batch_size,
+        flops_per_second=flops_per_second,
+    )
+
+
+def micro_batch_that_fits(source: Shape, mom: Shape, settings: TrainBlock, block: int, device: Device) -> int | None:
+    """The most sequences at once, a divisor of the batch, with which training fits; None if not even one does."""
+    for sequences in range(settings.batch_size, 0, -1):
+        if settings.batch_size % sequences == 0:
+            tried = settings.model_copy(update={"micro_batch": sequences})
+            if training_cost(source, mom, tried, block, 1.0).bytes <= USABLE * device.memory:
+                return sequences
+    return None
+
+
+def training_activations(mom: Shape, rows: int, settings: TrainBlock) -> int:
+    """Bytes that n = `rows` tokens keep for the backward pass, the losses' own among them.
+
+    An attention half keeps its input, the normalised input, q, k, v and the output, a feed-forward half the first two
+    and its inner activations; in bf16 most of them take half a float.
+    """
+    saved, d, steps = SAVED[settings.precision], mom.width, []
+    for step in range(mom.steps):
+        attention = saved.attention + saved.sorted_attention * mom.mha.routed(step)
+        forward = (saved.forward + saved.sorted_forward * mom.ffn.routed(step)) * d + saved.inner * mom.inner
+        steps.append(attention * d * mom.mha.runs(step) + forward * mom.ffn.runs(step))
+    kept = len(steps) * mom.width + max(steps) if settings.gradient_checkpointing else sum(steps)
+    return int(FLOAT * rows * (kept + LOGITS * mom.vocab))

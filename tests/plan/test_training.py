@@ -1,0 +1,88 @@
+"""Training memory against what was alive in a real training step, and times by hand."""
+
+import pytest
+import torch
+from transformers import GPT2Config
+
+from momify.measure.cost import shape_of
+from momify.measure.live_bytes import LiveBytes
+from momify.model import MomConfig, MomForCausalLM
+from momify.plan.reading import read_shape
+from momify.plan.training import DEVICES, micro_batch_that_fits, training_activations, training_cost
+from momify.recipe import TrainBlock
+from momify.train.losses import distillation_loss, next_token_loss
+
+FIXED = {f"{kind}_{what}": [[s % 3] for s in range(6)] for kind in ("mha", "ffn") for what in ("reach",)}
+
+
+def alive(model: MomForCausalLM, ids: torch.Tensor, bf16: bool) -> int:
+    """The most bytes alive in a forward and backward pass as the Trainer does them, beside weights and gradients."""
+    vocab = model.config.vocab_size
+    teacher = torch.randn(*ids.shape, vocab)
+    with LiveBytes([*model.parameters(), *model.buffers(), ids, teacher]) as meter:
+        start = meter.now
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = model(input_ids=ids, use_cache=False, output_router_logits=True)
+            loss = distillation_loss(out.logits, teacher) + 0 * next_token_loss(out.logits, ids)
+        loss.backward()
+    return meter.peak - start + teacher.nbytes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("changes", [{}, FIXED], ids=["routed", "fixed"])
+@pytest.mark.parametrize("vocab", [50, 2000])
+def test_activations(changes: dict, vocab: int, precision: str) -> None:
+    config = MomConfig(
+        vocab_size=vocab, n_positions=64, hidden_size=64, num_attention_heads=2, intermediate_size=256,
+        num_mha_modules=3, num_ffn_modules=3, num_steps=6, bos_token_id=0, eos_token_id=0, **changes,
+    )  # fmt: skip
+    model = MomForCausalLM(config).train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "router" in name:
+                parameter.normal_(std=0.5)
+    ids = torch.randint(0, vocab, (8, 64))
+    planned = training_activations(shape_of(config), 8 * 64, TrainBlock(precision=precision))
+    assert planned == pytest.approx(alive(model, ids, precision == "bf16"), rel=0.15)
+
+
+def test_by_hand() -> None:
+    dense = shape_of(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=10, n_positions=16))
+    settings = TrainBlock(steps=3, batch_size=4, micro_batch=2)
+    found = training_cost(dense, dense, settings, 16, flops_per_second=1e6)
+    parameters = 26 * 8 + 2 * (12 * 64 + 13 * 8) + 16
+    assert (found.weights, found.gradients, found.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
+    assert found.teacher == 4 * parameters
+    forward = 16 * (2 * (12 * 64 + 2 * 16 * 8) + 8 * 10)
+    assert found.flops == 2 * 4 * forward * 3 * 4  # three passes of the student, one of the teacher
+    assert found.seconds == found.flops / 1e6
+    rows = 2 * 16
+    assert found.activations == 4 * rows * (2 * (7 * 8 + 32) + 7 * 10)
+    lean = training_cost(dense, dense, settings.model_copy(update={"optimizer": "muon"}), 16, 1e6)
+    modules = 2 * (12 * 64 + 9 * 8)  # without the LayerNorms, which are no modules
+    assert found.optimizer - lean.optimizer == 4 * modules
+
+
+def test_no_teacher_without_distillation() -> None:
+    dense = read_shape("gpt2")
+    plain = training_cost(dense, dense, TrainBlock(distill=0, cross_entropy=1), 64, 1e12)
+    assert plain.teacher == 0
+    assert plain.flops == 0.75 * training_cost(dense, dense, TrainBlock(), 64, 1e12).flops
+
+
+def test_checkpointing_saves_activations() -> None:
+    dense, settings = read_shape("gpt2"), TrainBlock()
+    lean = settings.model_copy(update={"gradient_checkpointing": True})
+    assert training_activations(dense, 1024, lean) < training_activations(dense, 1024, settings)
+
+
+def test_the_micro_batch_that_fits() -> None:
+    dense, settings = read_shape("gpt2-large"), TrainBlock(batch_size=48)
+    fits = micro_batch_that_fits(dense, dense, settings, 1024, DEVICES["a100"])
+    assert 48 % fits == 0
+    sizes = [
+        training_cost(dense, dense, settings.model_copy(update={"micro_batch": batch}), 1024, 1e12).bytes
+        for batch in (fits, next(batch for batch in range(fits + 1, 49) if 48 % batch == 0))
+    ]
+    assert sizes[0] <= 0.9 * 80e9 < sizes[1]
+    assert micro_batch_that_fits(read_shape("gpt2-xl"), read_shape("gpt2-xl"), settings, 1024, DEVICES["l4"]) is None
