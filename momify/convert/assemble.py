@@ -1,11 +1,13 @@
 """Puts folded layers and a plan of homes together into a Mixture-of-Modules model (design sections 2, 3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import GPT2Config
 from transformers.activations import ACT2FN
+from transformers.initialization import no_init_weights
 
 from momify.convert.homes import HomePlan
 from momify.convert.importance import Network
@@ -96,10 +98,17 @@ def assemble(
 ) -> MomForCausalLM:
     """The MoM of `plan` in `dtype`, in evaluation mode, filled from the source's folded layers.
 
-    init "home": every step starts at its home. init "random": the paper's routers, drawn with `seed`.
+    init "home": every step starts at its home. init "random": the paper's routers, drawn with `seed`. Where the pool is
+    the whole source, the model's parameters are the network's own tensors: nothing is in memory twice.
     """
-    model = MomForCausalLM(mom_config(source.config, plan, source.tied, routers))
-    outcome = model.load_state_dict(state_of(network.layers, network.frame, plan), strict=False)
+    state = state_of(network.layers, network.frame, plan)
+    state = {name: value.clone() if value.is_inference() else value for name, value in state.items()}
+    with no_init_weights():
+        model = MomForCausalLM(mom_config(source.config, plan, source.tied, routers))
+    outcome = model.load_state_dict(state, strict=False, assign=True)
+    for name, parameter in model.named_parameters():
+        parameter._is_hf_initialized = name in state  # init_weights then starts the routers only
+    model.init_weights()
     strays = [name for name in outcome.missing_keys if "_router." not in name] + list(outcome.unexpected_keys)
     assert not strays, f"convert and model disagree about {strays}"
     if plan.init == "random":
@@ -109,7 +118,7 @@ def assemble(
 
 def state_of(layers: Layers, frame: Frame, plan: HomePlan) -> dict[str, Tensor]:
     """The state dict of the plan's MoM apart from its routers."""
-    mha, ffn = list(plan.mha_layers), list(plan.ffn_layers)
+    mha, ffn = _taken(plan.mha_layers, layers.num_layers), _taken(plan.ffn_layers, layers.num_layers)
     return {
         "model.wte.weight": frame.wte,
         "model.wpe.weight": frame.wpe,
@@ -125,6 +134,11 @@ def state_of(layers: Layers, frame: Frame, plan: HomePlan) -> dict[str, Tensor]:
         "model.ffn.down.weight": layers.down_weight[ffn],
         "model.ffn.down.bias": layers.down_bias[ffn],
     }
+
+
+def _taken(layers: Sequence[int], of: int) -> list[int] | slice:
+    """An index that takes these layers out of a stack; without a copy where it is all of them."""
+    return slice(None) if list(layers) == list(range(of)) else list(layers)
 
 
 @torch.no_grad()
