@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from momify.errors import MomifyError
+from momify.plan.command import plan
 
 if TYPE_CHECKING:
     from momify.recipe import Recipe
@@ -134,58 +135,7 @@ def convert(
     screen.say(f"next: momify train {folder.recipe_file} data.train=YOUR_TEXT.txt, then momify report")
 
 
-@app.command(epilog="Example: momify plan gpt2-large --mha 8 --ffn 36 --mha-steps 16")
-def plan(
-    model: Annotated[
-        str, typer.Argument(help="Hub name, folder, run, builtin:demo, or a recipe file.", show_default=False)
-    ],
-    overrides: Overrides = None,
-    mha: Annotated[int | None, typer.Option(help="Attention modules to keep.", show_default=False)] = None,
-    ffn: Annotated[int | None, typer.Option(help="Feed-forward modules to keep.", show_default=False)] = None,
-    depth: Annotated[int | None, typer.Option(help="Steps H; as the source if left out.")] = None,
-    top_k: Annotated[int, typer.Option(help="Modules per token and half-step, K.")] = 1,
-    mha_steps: Annotated[int | None, typer.Option(help="Steps that run attention; one per module if left out.")] = None,
-    ffn_steps: Annotated[
-        int | None, typer.Option(help="Steps that run a feed-forward module; one per module if left out.")
-    ] = None,
-    reach: Annotated[str, typer.Option(help="What a running step may choose: all, skip, home.")] = "all",
-    budget: Annotated[
-        str | None, typer.Option(help="Search instead: flops<=0.84,kv<=0.5,params<=0.75, as parts of the source's.")
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence; at most 1024 if left out.")] = None,
-    device: Annotated[str, typer.Option(help="GPU that the training time is reckoned for.")] = "a100",
-    tflops: Annotated[float | None, typer.Option(min=0.001, help="TFLOP/s per GPU that a training reaches.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """What a conversion will cost, from the config alone: parameters, memory, MACs, training. Writes nothing."""
-    from rich.console import Console
-
-    from momify.convert.homes import Request
-    from momify.plan.make import make_plan, make_search, premises, training_speed
-    from momify.plan.show import FLAGS, HEAD, SEARCH_HEAD, comparison, search_rows, training_lines
-    from momify.screen import Screen
-
-    screen, speed = Screen(Console(stderr=as_json)), training_speed(device, tflops)
-    given = premises(model, tokens, overrides or ())
-    if budget is not None:
-        found, plans = make_search(given, budget, speed)
-        if as_json:
-            typer.echo(json.dumps([one.to_dict() for one in plans], indent=2))
-            return
-        screen.table(f"{given.name} within {budget}", SEARCH_HEAD, search_rows(found, plans[0].source))
-        for one in plans:
-            typer.echo(one.line)
-        return
-    if (mha is None) != (ffn is None) or (mha is None and given.request is None):
-        raise MomifyError(f"a plan for {model} needs both --mha and --ffn, or --budget to search for them")
-    request = given.request if mha is None else Request(mha, ffn, depth, top_k, mha_steps, ffn_steps, reach=reach)
-    made = make_plan(given, request, speed)
-    if as_json:
-        typer.echo(json.dumps(made.to_dict(), indent=2))
-        return
-    screen.table(f"{given.name} at {given.block:,} tokens", HEAD, comparison(made.source, made.mom))
-    for line in (FLAGS, *training_lines(made, given.train), made.line):
-        typer.echo(line)
+app.command(epilog="Example: momify plan gpt2-large --mha 8 --ffn 36 --mha-steps 16")(plan)
 
 
 @app.command(epilog="Example: momify train recipes/demo.yaml train.steps=100 --resume")
@@ -336,6 +286,30 @@ def generate(
         return
     typer.echo(found.text)
     typer.echo(f"{found.tokens} tokens, {found.speed:.0f} tokens/s", err=True)
+
+
+@app.command(epilog='Example: momify routes demo --text "def main():" --leave-one-out')
+def routes(
+    model: Model = None,
+    text: Annotated[str | None, typer.Option(help="Text to trace.", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Option(help="File that holds the text instead.", show_default=False)] = None,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Also show what the text's loss becomes without each module.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The page; runs/<name>/routes.html if left out.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Which module each token of a text used at each step, as a page to look at. Writes routes.html."""
+    if (text is None) == (file is None):
+        raise MomifyError("routes needs a text: give either --text or --file")
+    screen = _screen(quiet)
+    from momify.files import read_text
+    from momify.pipeline import routes as trace_routes
+    from momify.subject import find_subject
+
+    subject = find_subject(model, screen)
+    content = text if file is None else read_text(file)
+    trace_routes(subject, content, out or subject.results / "routes.html", screen, leave_out)
 
 
 @app.command(epilog="Example: momify validate recipes/*.yaml")

@@ -54,6 +54,15 @@ def write_text(path: Path, text: str) -> None:
             raise
 
 
+def read_text(path: Path) -> str:
+    """The content of a user's text file. Raises MomifyError naming the file and the reason."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise MomifyError(f"{path} cannot be read: {reason}; give a UTF-8 text file") from None
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as indented JSON, whole or not at all. Raises MomifyError naming the file."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -22,13 +22,15 @@ from momify.errors import MomifyError
 from momify.evaluate.perplexity import Perplexity
 from momify.evaluate.ppl import Contestant, PplSettings, read_results, score
 from momify.export.mom import export_mom
-from momify.files import read_json, sha256_of_files, whole_folder
+from momify.files import read_json, sha256_of_files, whole_folder, write_text
+from momify.measure.paths import Paths, leave_one_out, trace_paths
 from momify.models import load_dense, load_model, load_mom, locate, read_provenance, write_model
 from momify.processes import count, first_then_others, is_first
 from momify.recipe import MomBlock, Recipe, Scratch, TrainBlock
 from momify.report.data import Looks
 from momify.report.make import Pair, command_line, measure_pair, quality_of, write_report
 from momify.report.provenance import Origin, versions
+from momify.report.routes import Traced, render_routes
 from momify.report.training import read_training
 from momify.runs import Run
 from momify.screen import Screen
@@ -299,6 +301,27 @@ def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[
     write_report(report, subject.results)
     screen.say(f"wrote {subject.results / 'report.html'}, report.md and report.json")
     return report
+
+
+def routes(subject: Subject, text: str, target: Path, screen: Screen, leave_out: bool = False) -> Paths:
+    """Trace `text` through a MoM and write the page of each token's way; `leave_out`: and the loss without a module.
+
+    Raises MomifyError for a dense model, and for a text that is empty or longer than the model's positions.
+    """
+    if subject.kind != "mom":
+        raise MomifyError(f"{subject.name} is a dense gpt2 model, which routes nothing; routes takes a MoM")
+    tokenizer, model = load_tokenizer(subject.folder), load_mom(subject.folder)
+    encoded = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([encoded], dtype=torch.int64)  # (1, T)
+    paths, rises = trace_paths(model, ids), None
+    if leave_out:
+        with screen.progress("leaving out one module after the other") as progress:
+            rises = leave_one_out(model, ids, paths, progress)
+    pools = {"mha": model.config.num_mha_modules, "ffn": model.config.num_ffn_modules}
+    shown = [tokenizer.decode([token]) for token in encoded]
+    write_text(target, render_routes(Traced(subject.name, shown, pools, paths, rises)))
+    screen.say(f"wrote {target}")
+    return paths
 
 
 def kept_start(subject: Subject, protocol: str) -> dict[str, Perplexity]:

@@ -190,7 +190,7 @@ def _clear(run: Run) -> None:
     """Remove what momify wrote in an earlier run, and nothing else."""
     for name in ("source", "pretrain", "model", "eval", "export", "checkpoints", "tensorboard"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "log.txt", "report.json", "report.md", "report.html", "recipe.yaml"):
+    for name in ("metrics.jsonl", "log.txt", "report.json", "report.md", "report.html", "routes.html", "recipe.yaml"):
         (run.folder / name).unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ from momify.data.tokenizer import train_tokenizer
 from momify.demo.corpus import documents
 from momify.models import load_mom
 
-COMMANDS = ("demo", "run", "convert", "plan", "train", "eval", "report", "export", "generate", "validate")
+COMMANDS = ("demo", "run", "convert", "plan", "train", "eval", "report", "export", "generate", "routes", "validate")
 RECIPE = """
 run: {name: tiny}
 source: {model: src}
@@ -156,6 +156,8 @@ def test_convert_eval_report_export_generate(there: Path, momify: Momify) -> Non
     assert one.out.startswith("def ")
     assert json.loads(momify("generate", "src", "--temperature", 0, "--tokens", 5, "--json").out)["tokens"] == 5
     assert momify("generate", "c", "--beams", 2, "--tokens", 5).code == 0
+    assert momify("routes", "c", "--text", "def main(<script>):", "--leave-one-out").code == 0
+    assert "&lt;" in (there / "runs/c/routes.html").read_text()
     short = ("train.steps=2", "train.batch_size=2", "train.precision=fp32")
     assert momify("train", "runs/c/recipe.yaml", *short).code == 0
     again = momify("train", "runs/c/recipe.yaml")
@@ -250,6 +252,10 @@ WRONG = [
     (["report", "src"], None, "dense"),
     (["export", "src"], None, "dense"),
     (["export", "--format", "gguf"], None, "gguf"),
+    (["routes", "src", "--text", "x"], None, "dense"),
+    (["routes", "src"], None, "--text or --file"),
+    (["routes", "src", "--file", "none.txt"], None, "none.txt cannot be read"),
+    (["plan", "src", "--mha", "9", "--ffn", "2"], None, "mha is 9"),
     (["generate", "gone/"], None, "does not exist"),
     (["generate", "src", "--prompt", "a b c d e f " * 40], None, "positions"),
     (["demo", "train.stesp=1"], None, "did you mean 'steps'"),

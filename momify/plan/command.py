@@ -1,0 +1,75 @@
+"""The command `momify plan`: parse, call, show. Heavy imports stay inside, and torch stays out altogether."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from momify.errors import MomifyError
+
+if TYPE_CHECKING:
+    from momify.plan.make import Premises, Speed
+    from momify.screen import Screen
+
+
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="Hub name, folder, run, builtin:demo, or a recipe file.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="For a recipe: block.key=value.", show_default=False)
+    ] = None,
+    mha: Annotated[int | None, typer.Option(help="Attention modules to keep.", show_default=False)] = None,
+    ffn: Annotated[int | None, typer.Option(help="Feed-forward modules to keep.", show_default=False)] = None,
+    depth: Annotated[int | None, typer.Option(help="Steps H; as the source if left out.")] = None,
+    top_k: Annotated[int, typer.Option(help="Modules per token and half-step, K.")] = 1,
+    mha_steps: Annotated[int | None, typer.Option(help="Steps that run attention; one per module if left out.")] = None,
+    ffn_steps: Annotated[
+        int | None, typer.Option(help="Steps that run a feed-forward module; one per module if left out.")
+    ] = None,
+    reach: Annotated[str, typer.Option(help="What a running step may choose: all, skip, home.")] = "all",
+    budget: Annotated[
+        str | None, typer.Option(help="Search instead: flops<=0.84,kv<=0.5,params<=0.75, as parts of the source's.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence; at most 1024 if left out.")] = None,
+    device: Annotated[str, typer.Option(help="GPU that the training time is reckoned for.")] = "a100",
+    tflops: Annotated[float | None, typer.Option(min=0.001, help="TFLOP/s per GPU that a training reaches.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """What a conversion will cost, from the config alone: parameters, memory, MACs, training. Writes nothing."""
+    from rich.console import Console
+
+    from momify.convert.homes import Request
+    from momify.plan.make import make_plan, premises, training_speed
+    from momify.plan.show import FLAGS, HEAD, comparison, training_lines
+    from momify.screen import Screen
+
+    screen, speed = Screen(Console(stderr=as_json)), training_speed(device, tflops)
+    given = premises(model, tokens, overrides or ())
+    if budget is not None:
+        _show_search(given, budget, speed, screen, as_json)
+        return
+    if (mha is None) != (ffn is None) or (mha is None and given.request is None):
+        raise MomifyError(f"a plan for {model} needs both --mha and --ffn, or --budget to search for them")
+    request = given.request if mha is None else Request(mha, ffn, depth, top_k, mha_steps, ffn_steps, reach=reach)
+    made = make_plan(given, request, speed)
+    if as_json:
+        typer.echo(json.dumps(made.to_dict(), indent=2))
+        return
+    screen.table(f"{given.name} at {given.block:,} tokens", HEAD, comparison(made.source, made.mom))
+    for line in (FLAGS, *training_lines(made, given.train), made.line):
+        typer.echo(line)
+
+
+def _show_search(given: "Premises", budget: str, speed: "Speed", screen: "Screen", as_json: bool) -> None:
+    """The table of what fits, and a line to paste for each."""
+    from momify.plan.make import make_search
+    from momify.plan.show import SEARCH_HEAD, search_rows
+
+    found, plans = make_search(given, budget, speed)
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in plans], indent=2))
+        return
+    screen.table(f"{given.name} within {budget}", SEARCH_HEAD, search_rows(found, plans[0].source))
+    for one in plans:
+        typer.echo(one.line)
