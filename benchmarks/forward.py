@@ -104,7 +104,7 @@ def main() -> None:
                     build = partial(make, work=WORK[what], width=width, device=args.device)
                     calls = {"dense": build(side), "mom": build(model)}
                     share = macs(calls["mom"]) / macs(calls["dense"])
-                    times = alternate(calls, rounds=args.rounds, device=args.device)
+                    times = alternate(calls, rounds=args.rounds, warmup=1, device=args.device)
                     ratio = times.ratio("mom", "dense")
                     print(
                         f"| {what} | {case} | {routing} | {times.of('dense')} | {times.of('mom')} | {ratio} "
