@@ -25,8 +25,10 @@ def has_come(place, moment: str, metrics_before: int) -> bool:
     metrics = place.run / "metrics.jsonl"
     if moment == "starting":
         return True
-    if moment == "saving":
-        return appears(place.checkpoints, ".partial/checkpoint-*")
+    if moment == "saving":  # with a checkpoint to go back to
+        return appears(place.checkpoints, ".partial/checkpoint-*") and appears(place.checkpoints, "checkpoint-*")
+    if moment == "later":
+        return appears(place.checkpoints, "checkpoint-14")
     if moment == "removing":
         return appears(place.checkpoints, ".discarded-*")
     if moment == "finishing":
@@ -41,7 +43,7 @@ def kill_at(place, moment: str, draw: random.Random) -> bool:
     before = metrics.stat().st_size if metrics.exists() else 0
     resume = ["--resume"] if (place.run / "recipe.yaml").exists() else []
     process = place.start("train", "tiny.yaml", *resume)
-    wait = {"starting": 12.0, "training": 1.5}.get(moment, 0.03)
+    wait = {"starting": 12.0, "training": 1.5, "later": 0.2}.get(moment, 0.03)
     while process.poll() is None and not has_come(place, moment, before):
         time.sleep(0.0005)
     time.sleep(draw.uniform(0, wait))
@@ -82,7 +84,7 @@ def disturb(place, moments: list[str], draw: random.Random) -> int:
 
 def test_killed_run_ends_with_the_same_bits(new_place: Callable, undisturbed) -> None:
     place = new_place()
-    assert disturb(place, ["training", "saving"], random.Random(1)) == 2
+    assert disturb(place, ["later", "saving"], random.Random(1)) == 2
     assert_same(place, undisturbed)
     assert_tidy(place)
 
