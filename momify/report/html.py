@@ -77,7 +77,7 @@ def _tiles(report: Json) -> list[Json]:
     for run in (report["speed"] or {"runs": []})["runs"][:1]:
         for phase in ("prefill", "decode"):
             ratio = run[f"{phase}_ratio"]
-            rates = (three_figures(run[side][phase]["median"]) for side in ("source", "mom"))
+            rates = (_rate(run[side][phase]["median"]) for side in ("source", "mom"))
             tone = "good" if ratio >= 1.02 else "bad" if ratio < 0.98 else "plain"
             label = {"prefill": "Reading a prompt", "decode": "Generating"}[phase]
             tiles.append({"name": label, "change": f"{ratio:.2f}x", "text": f"{' → '.join(rates)} tok/s", "tone": tone})
@@ -87,6 +87,11 @@ def _tiles(report: Json) -> list[Json]:
     text = f"{perplexity_text(found['source'])} → {perplexity_text(after)}"
     tone = "good" if change.startswith("-") else "plain" if change == "0.0%" else "bad"
     return [*tiles, {"name": "Perplexity", "change": _minus(change) or "?", "text": text, "tone": tone}]
+
+
+def _rate(value: float) -> str:
+    """Tokens per second: three figures, or all of them with their commas."""
+    return f"{value:,.0f}" if value >= 1000 else three_figures(value)
 
 
 def _tile(name: str, show: Show, before: float, after: float) -> Json:
@@ -198,8 +203,8 @@ def _speed(speed: Json) -> list[Json]:
         for phase, label in (("prefill", "reading a prompt"), ("decode", "generating")):
             most = max(run[side][phase]["high"] for side in ("source", "mom"))
             bars = [
-                {"model": name, "rate": three_figures(run[side][phase]["median"]),
-                 "range": " to ".join(three_figures(run[side][phase][end]) for end in ("low", "high")),
+                {"model": name, "rate": _rate(run[side][phase]["median"]),
+                 "range": " to ".join(_rate(run[side][phase][end]) for end in ("low", "high")),
                  **{end: 100 * run[side][phase][end] / most for end in ("median", "low", "high")}}
                 for name, side in (("source", "source"), ("MoM", "mom"))
             ]  # fmt: skip
