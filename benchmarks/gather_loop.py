@@ -20,7 +20,10 @@ from transformers.activations import ACT2FN
 from momify.model import MomForCausalLM
 
 CASE = Case("8 + 8 modules", 1, 1, 1, 1)
-HEAD = "| tokens | loop s | MoM s | dense s | loop over MoM | MoM over dense | floor over dense | MACs over dense |"
+HEAD = (
+    "| tokens | loop s | MoM s | dense s | loop over MoM | MoM over dense | products, spread over one module "
+    "| MACs over dense |"
+)
 
 
 class Loop:
@@ -113,20 +116,25 @@ def decoded_by_loop(loop: Loop, ids: Tensor, tokens: int) -> Callable[[], Tensor
     return call
 
 
-def floor(model: MomForCausalLM, rows: int) -> Callable[[], None]:
-    """The bare products of one step over and over: `rows` rows spread over all modules, nothing gathered or routed.
+def products(model: MomForCausalLM, rows: int, spread: bool) -> Callable[[], None]:
+    """The bare products of a model's steps for `rows` rows, nothing gathered or routed.
 
-    What no dispatch can go below as long as torch multiplies: each module's weights are read for its few rows.
+    spread: over all modules at each step, as mixed routing has it; else through one module a step, as a dense model
+    has it. What the first takes over the second is the floor of any dispatch that calls torch's products: each
+    module's weights are read for its few rows.
     """
     body, c = model.model, model.config
-    each = [len(part) for part in torch.arange(rows).tensor_split(min(rows, c.num_mha_modules + 1))]
     pools = (body.mha.qkv, body.mha.out, body.ffn.up, body.ffn.down)
-    inputs = [[torch.randn(size, pool.weight.shape[1]) for size in each[: pool.weight.shape[0]]] for pool in pools]
+    count = c.num_mha_modules
+    each = [len(part) for part in torch.arange(rows).tensor_split(min(rows, count))] if spread else [rows]
+    inputs = [[torch.randn(size, pool.weight.shape[1]) for size in each] for pool in pools]
+    times = max(1, 256 // rows)
 
     def call() -> None:
-        for _ in range(c.num_steps):
+        for step in range(c.num_steps * times):
             for pool, groups in zip(pools, inputs, strict=True):
-                for module, group in enumerate(groups):
+                for at, group in enumerate(groups):
+                    module = (step + at) % count
                     torch.addmm(pool.bias[module], group, pool.weight[module])
 
     return call
@@ -150,7 +158,8 @@ def sides(width: Width, batch: int, tokens: int, decode: int) -> dict[str, Calla
         }
     difference = (calls["loop"]() - calls["mom"]()).abs().max().item()
     assert difference < 1e-3, f"loop and MoM differ by {difference}"
-    return calls
+    rows = batch if decode else batch * tokens
+    return calls | {"spread": products(model, rows, spread=True), "one": products(model, rows, spread=False)}
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ class Width:
 WIDTHS = {
     "gpt2": Width(12, 768, 12),
     "gpt2-medium": Width(24, 1024, 16),
-    "small-384": Width(8, 384, 6),
+    "small-384": Width(8, 384, 6, vocab=1024),  # a small head, so that routed execution is what is timed
 }
 
 
@@ -58,7 +58,8 @@ def dense(width: Width) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = GPT2Config(
         n_layer=width.layers, n_embd=width.hidden, n_head=width.heads, n_positions=width.positions,
-        vocab_size=width.vocab, attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_implementation="sdpa",
+        vocab_size=width.vocab, bos_token_id=0, eos_token_id=0,
+        attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_implementation="sdpa",
     )  # fmt: skip
     return GPT2LMHeadModel(config).eval()
 
