@@ -6,7 +6,7 @@ import pytest
 
 from momify.errors import MomifyError
 from momify.recipe import Recipe, parse_recipe
-from momify.runs import changed_keys, find_run, latest_run, open_run
+from momify.runs import changed_keys, find_run, latest_run, open_run, opened_run
 
 TEXT = "source: {model: gpt2}\nmom: {mha: 8, ffn: 12}\ndata: {train: builtin:demo}\n"
 
@@ -87,3 +87,25 @@ def test_resume_of_nothing_and_missing_runs() -> None:
 def test_changed_keys_names_each() -> None:
     assert changed_keys(recipe(), recipe("mom.mha=3", "train.steps=1", "eval.limit=5")) == ["mom.mha", "train.steps"]
     assert changed_keys(recipe(), recipe()) == []
+
+
+def test_second_start_in_a_folder_is_refused_while_the_first_works() -> None:
+    with (
+        opened_run(recipe(), resume=False) as run,
+        pytest.raises(MomifyError, match=r"another momify works in runs/run now"),
+        opened_run(recipe(), resume=False, overwrite=True),
+    ):
+        pass
+    (run.folder / "metrics.jsonl").write_text("{}\n")
+    with opened_run(recipe(), resume=True):  # the first let go of it
+        pass
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else() -> None:
+    run = open_run(recipe(), resume=False)
+    (run.folder / ".momify-model.abc").mkdir()
+    (run.folder / ".momify-metrics.jsonl.xyz").write_text("half")
+    (run.folder / ".notes.md").write_text("mine")
+    with opened_run(recipe(), resume=False):
+        pass
+    assert sorted(path.name for path in run.folder.glob(".*")) == [".notes.md"]
