@@ -38,11 +38,18 @@ class Looks:
 
 @dataclass(frozen=True)
 class Quality:
-    """Perplexity by one protocol: of the source, of the MoM as converted, of it trained (None: not yet)."""
+    """Perplexity by one protocol: of the source, of the MoM as converted, of it trained; None where not measured.
+
+    Raises ValueError where neither is known of the MoM.
+    """
 
     source: Perplexity
-    start: Perplexity
+    start: Perplexity | None
     trained: Perplexity | None = None
+
+    def __post_init__(self) -> None:
+        if self.start is None and self.trained is None:
+            raise ValueError("quality of the MoM is unknown: measure it as converted or trained")
 
 
 def build_report(
@@ -80,7 +87,7 @@ def _check_alike(source: Measured, mom: Measured, quality: Quality) -> None:
             [(load.phase, load.batch, load.tokens) for load in side.memory.loads] for side in (source, mom)
         ),
         "MAC input": ((source.macs.batch, source.macs.tokens), (mom.macs.batch, mom.macs.tokens)),
-        "protocol": (quality.source.protocol, quality.start.protocol),
+        "protocol": (quality.source.protocol, (quality.start or quality.source).protocol),
         "protocol after training": (quality.source.protocol, (quality.trained or quality.source).protocol),
     }
     for name, (before, after) in pairs.items():
@@ -170,7 +177,7 @@ def _perplexity(quality: Quality) -> Json:
     return {
         "protocol": quality.source.protocol,
         "source": _one_perplexity(quality.source),
-        "mom_start": _one_perplexity(quality.start),
+        "mom_start": None if quality.start is None else _one_perplexity(quality.start),
         "mom_trained": None if quality.trained is None else _one_perplexity(quality.trained),
     }
 

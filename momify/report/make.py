@@ -87,7 +87,7 @@ def quality_of(scored: dict[str, Perplexity], trained: bool) -> Quality:
     """Perplexities by role (source, start, mom) as a report wants them."""
     if not trained:
         return Quality(scored["source"], scored["mom"])
-    return Quality(scored["source"], scored.get("start", scored["mom"]), scored["mom"])
+    return Quality(scored["source"], scored.get("start"), scored["mom"])
 
 
 def command_line() -> str:

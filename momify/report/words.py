@@ -96,7 +96,7 @@ def speed_ratios(speed: Json) -> list[tuple[int, str, float]]:
 def _untaught(perplexity: Json) -> list[str]:
     """Whether training was in vain."""
     start, trained = perplexity["mom_start"], perplexity["mom_trained"]
-    if trained is None or trained["perplexity"] is None:
+    if start is None or trained is None or trained["perplexity"] is None:
         return []
     if start["perplexity"] is None or trained["perplexity"] < start["perplexity"]:
         return []

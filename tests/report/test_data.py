@@ -12,6 +12,7 @@ import pytest
 from momify.files import write_json
 from momify.model.cache import ROOM
 from momify.report.data import Quality, build_report
+from momify.report.markdown import render_markdown
 from momify.report.words import verdict
 
 Parts = dict[str, Any]
@@ -114,3 +115,13 @@ def test_the_documentation_names_every_key_and_no_other(parts: Parts) -> None:
     rows = re.findall(r"^\| `([^`]+)`", SCHEMA.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(rows) == len(set(rows))
     assert set(rows) == found
+
+
+def test_step_zero_may_be_unknown_once_it_is_trained(parts: dict[str, Any]) -> None:
+    found = parts["quality"]
+    report = build_report(**{**parts, "quality": Quality(found.source, None, found.trained)})
+    assert report["perplexity"]["mom_start"] is None
+    assert "not measured" in render_markdown(report)
+    assert "did not lower" not in verdict(report)
+    with pytest.raises(ValueError, match="unknown"):
+        Quality(found.source, None)
