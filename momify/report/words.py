@@ -113,6 +113,7 @@ def findings(report: Json) -> list[Json]:
     found = [_size_finding(name, *numbers) for name, *numbers in _sizes(report)]
     found += _load_findings(report["memory"]) + _speed_findings(report["speed"])
     found.append(_quality_finding(report["perplexity"]))
+    found += _routing_findings(report["routing"])
     found += [{"tone": "bad", "text": _sentence(line)} for line in _untaught(report["perplexity"])]
     found += [{"tone": "bad", "text": _sentence(line)} for line in _doubts(report["macs"])]
     return found
@@ -176,3 +177,23 @@ def _quality_finding(perplexity: Json) -> Json:
     after = trained or perplexity["mom_start"]
     worse = None in (before["perplexity"], after["perplexity"]) or after["perplexity"] > before["perplexity"]
     return {"tone": "bad" if worse else "good", "text": _sentence(_perplexity_change(perplexity))}
+
+
+def _routing_findings(routing: Json | None) -> list[Json]:
+    """Whether the routers choose anything, and what nobody uses."""
+    free = [half for half in (routing or {"steps": []})["steps"] if half["choices"] > 1]
+    if not free:
+        return []
+    away = sum(1 - min(1, half["shares"][half["home"]]) for half in free) / len(free)
+    if away == 0:
+        text = f"Routing: every token takes its step's home at all {len(free)} half-steps that could choose."
+    else:
+        skipped = sum(half["skip_share"] for half in free) / len(free)
+        text = (
+            f"Routing: at the {len(free)} half-steps that choose, {away:.1%} of the tokens leave their step's home, "
+            f"{skipped:.1%} skip."
+        )
+    dead = [f"{name} {', '.join(map(str, routing[kind]['dead']))}"
+            for kind, name in (("mha", "attention"), ("ffn", "feed-forward")) if routing[kind]["dead"]]  # fmt: skip
+    used = [{"tone": "bad", "text": f"Modules that no token ran: {'; '.join(dead)}."}] if dead else []
+    return [{"tone": "plain", "text": text}, *used]

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from momify.measure.cost import dense_macs
+from momify.measure.cost import dense_macs, mom_macs, planned_usage
 from momify.measure.flops import count_fvcore, count_torch
 from momify.measure.macs import count_macs
 from momify.model import MomConfig, MomForCausalLM
@@ -38,6 +39,21 @@ def test_dense_without_holding_its_weights(attention: str) -> None:
     assert fvcore.macs == pytest.approx(expected, rel=0.01)
     assert counted == pytest.approx(expected, rel=0.01)
     assert fvcore.unknown == ()
+
+
+def test_mom_with_fixed_routing_without_holding_its_weights() -> None:
+    """8 attention modules in 16 of 36 steps, 36 feed-forward modules: what design section 5 converts gpt2-large to."""
+    homes = [step % 8 if step % 9 < 4 else 8 for step in range(36)]
+    config = MomConfig(
+        hidden_size=1280, num_attention_heads=20, intermediate_size=5120, num_mha_modules=8, num_ffn_modules=36,
+        num_steps=36, mha_homes=homes, mha_reach=[[home] for home in homes], ffn_reach=[[step] for step in range(36)],
+    )  # fmt: skip
+    with FakeTensorMode():  # shapes alone; fvcore's trace wants values, which the test below has
+        model, ids = MomForCausalLM(config), torch.zeros(1, 1024, dtype=torch.long)
+        counted = count_torch(WithMask(model), ids).macs
+    expected = mom_macs(config, 1, 1024, planned_usage(config, 1, 1024)).total
+    assert expected / 1e12 == pytest.approx(0.699, abs=5e-4)
+    assert counted == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("picks", [1, 2])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from momify.report.data import Quality, build_report
-from momify.report.words import amount, percent, size, verdict
+from momify.report.words import amount, findings, percent, size, verdict
 
 Parts = dict[str, Any]
 
@@ -116,3 +116,24 @@ def test_counts_that_disagree_are_said(parts: Parts) -> None:
     assert "agree" not in verdict(build_report(**parts))
     line = verdict(changed(parts, "macs.mom.agree", False))
     assert "; the three MAC counts of the MoM do not agree" in line
+
+
+def test_findings_of_the_routing(parts: Parts) -> None:
+    def texts(report: dict) -> list[str]:
+        return [line["text"] for line in findings(report) if line["text"].startswith(("Routing", "Modules"))]
+
+    report = build_report(**parts)
+    assert len(texts(report)) == 1
+    assert "at the 3 half-steps that choose" in texts(report)[0]
+    for half in report["routing"]["steps"]:
+        half["shares"] = [float(choice == half["home"]) for choice in range(len(half["shares"]))]
+    report["routing"]["mha"]["dead"] = [1]
+    assert texts(report) == [
+        "Routing: every token takes its step's home at all 3 half-steps that could choose.",
+        "Modules that no token ran: attention 1.",
+    ]
+    halves = {(half["step"], half["kind"]): half for half in report["routing"]["steps"]}
+    halves[2, "mha"] |= {"shares": [0.25, 0.5, 0.25], "skip_share": 0.25, "home": 1}
+    assert "16.7% of the tokens leave their step's home" in texts(report)[0]
+    report["routing"] = None
+    assert texts(report) == []
