@@ -19,7 +19,6 @@ SIZES = [
     (37, 5, 2, 40, 65, 40),
     (1, 1, 1, 3, 5, 4),
     (9, 6, 3, 130, 24, 66),
-    (150, 2, 1, 16, 20, 129),
 ]
 
 
@@ -106,7 +105,7 @@ def test_backend_may_be_asked_for(monkeypatch) -> None:
     assert choose_backend(torch.device("cpu"), torch.float32).name == "triton"
 
 
-@pytest.mark.parametrize("changes", [{}, {"modules_per_token": 2}, {"skipped_keys": "masked"}, {"router_explore": 0.5}])
+@pytest.mark.parametrize("changes", [{}, {"router_explore": 0.5}])
 def test_a_whole_model_and_its_gradients(make_mom, token_ids, changes, monkeypatch) -> None:
     model = make_mom(**changes).train()
     found = []
