@@ -49,7 +49,9 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     _refuse_links_out(Path(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=False)
-    except Exception as error:  # a damaged tokenizer.json raises nearly anything
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a damaged tokenizer.json raises nearly anything, and a panic is no Exception
         reason = " ".join(str(error).split())[:150]
         raise MomifyError(f"no tokenizer could be read from {name}: {reason}") from None
     if len(tokenizer) < 2:

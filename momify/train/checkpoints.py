@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from momify.errors import MomifyError
@@ -63,14 +63,16 @@ def fault(folder: Path) -> str | None:
     try:
         files = _manifest(folder)["files"]
         for name, written in files.items():
+            if not name.isprintable() or PurePosixPath(name).is_absolute() or ".." in name:
+                return f"{MANIFEST} names a file that no checkpoint has"
             path = folder / name
-            if path.stat().st_size != written["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {written['bytes']}"
+            if path.stat().st_size != int(written["bytes"]):
+                return f"{name} has {path.stat().st_size} bytes instead of {int(written['bytes'])}"
             if _digest(path) != written["sha256"]:
                 return f"{name} is not what was written: its SHA-256 differs"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None
 

@@ -44,6 +44,12 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def add_file(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"] = {name: {"sha256": "0", "bytes": 0}, **manifest["files"]}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "bit": (lambda f: flip(f / "model.safetensors"), "model.safetensors is not what was written"),
     "bit in the optimizer": (lambda f: flip(f / "optimizer.pt"), "optimizer.pt is not what was written"),
@@ -56,6 +62,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest of no object": (lambda f: (f / MANIFEST).write_text("[1]"), "cannot be read"),
     "manifest too deep": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "cannot be read"),
     "manifest in bytes": (lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe"), "cannot be read"),
+    "path out of it": (lambda f: add_file(f, "../checkpoint-3/optimizer.pt"), "names a file that no checkpoint has"),
+    "endless file": (lambda f: add_file(f, "/dev/zero"), "names a file that no checkpoint has"),
+    "name of two lines": (lambda f: add_file(f, "a\nb"), "names a file that no checkpoint has"),
     "folder for a file": (lambda f: ((f / "optimizer.pt").unlink(), (f / "optimizer.pt").mkdir()), "optimizer.pt"),
 }
 
