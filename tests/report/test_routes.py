@@ -98,6 +98,9 @@ def test_hovering_shows_a_path_and_a_click_holds_it(visit: Visits, page: Path) -
             ["1", "SKIP", "skips always"],
             ["2", "skips always", "20.75 00.25"],
         ]
+        for token in (3, 5):
+            tokens.nth(token).hover()
+            assert head.inner_text() == f"Token {TOKENS[token]}"
         seen.page.locator("h1").hover()
         assert head.inner_text() == "Token def"
         tokens.nth(2).click()
