@@ -184,9 +184,8 @@ def main() -> None:
             share = macs(calls["mom"]) / macs(calls["dense"])
             times = alternate(calls, rounds=args.rounds)
             row = [times.of("loop"), times.of("mom"), times.of("dense"), times.ratio("loop", "mom")]
-            print(
-                f"| {name} | {' | '.join(map(str, row))} | {times.ratio('mom', 'dense')} | | {share:.3f} |", flush=True
-            )
+            row += [times.ratio("mom", "dense"), times.ratio("spread", "one")]
+            print(f"| {name} | {' | '.join(map(str, row))} | {share:.3f} |", flush=True)
 
 
 if __name__ == "__main__":
