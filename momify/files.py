@@ -13,7 +13,15 @@ from typing import Any
 from momify.errors import MomifyError
 
 _TEMPORARY = ".momify-"  # opens the name of everything that is not whole yet
-_DISK_WORDS = ("No space left", "File too large", "I/O error", "quota", "PytorchStreamWriter", "enforce fail", "iostream error")
+_DISK_WORDS = (
+    "No space left",
+    "File too large",
+    "I/O error",
+    "quota",
+    "PytorchStreamWriter",
+    "enforce fail",
+    "iostream error",
+)
 
 
 @contextmanager

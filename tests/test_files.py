@@ -50,9 +50,14 @@ def test_whole_folder_replaces_only_on_success(tmp_path: Path) -> None:
     target = tmp_path / "model"
     with whole_folder(target) as folder:
         (folder / "x").write_text("1")
-    with pytest.raises(RuntimeError), whole_folder(target) as folder:
-        (folder / "x").write_text("2")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with whole_folder(target) as folder:
+            (folder / "x").write_text("2")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert (target / "x").read_text() == "1"
     with whole_folder(target) as folder:
         (folder / "y").write_text("3")

@@ -1,9 +1,9 @@
 """What stays makes up for what goes, in closed form: output projections refitted to the source's own residual.
 
 When half-layers are left out, the ones behind them read a residual that they were not trained on. Walking through the
-network once, each kept module's output projection (attention's out, feed-forward's down) is set to the ridge regression from its
-own features, as they are in the compressed model, to what brings the residual to the source's at that depth. Nothing is
-added: same parameters, same MACs. The ridge pulls towards the original weights, so little text changes little.
+network once, each kept module's output projection (attention's out, feed-forward's down) is set to the ridge regression
+from its own features, as they are in the compressed model, to what brings the residual to the source's at that depth.
+Nothing is added: same parameters, same MACs. The ridge pulls towards the original weights: little text, little change.
 """
 
 from dataclasses import dataclass, replace
@@ -87,9 +87,7 @@ def _update(network: Network, layers: Layers, half: int, x: Tensor) -> Tensor:
     return half_layer_features(network, half, x) @ weight + bias
 
 
-def _refit_one(
-    network: Network, layers: Layers, half: int, pairs: list[tuple[Tensor, Tensor]], ridge: float
-) -> None:
+def _refit_one(network: Network, layers: Layers, half: int, pairs: list[tuple[Tensor, Tensor]], ridge: float) -> None:
     """Let `half` of `layers` map its features of our residual to what is missing to the source's, in place."""
     weight, bias = output_projection(layers, half)
     moments = Moments(weight)
@@ -115,11 +113,11 @@ class Moments:
         self.rows += x.shape[0]
         self.x += x.sum(0, dtype=torch.float64)
         self.y += y.sum(0, dtype=torch.float64)
-        self.xx += (x.T @ x).double()  # a batch's product in the features' own precision, the sum over batches in float64
+        self.xx += (x.T @ x).double()  # a batch's product in its own precision, the sum over batches in float64
         self.xy += (x.T @ y).double()
 
     def solve(self, prior: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """W (F, D) and b (D,) that minimise |Y - X W - b|^2 / n + ridge * v |W - prior|^2, v the features' mean variance."""
+        """W (F, D), b (D,) that minimise |Y - X W - b|^2 / n + ridge v |W - prior|^2; v: mean variance of a feature."""
         mean_x, mean_y = self.x / self.rows, self.y / self.rows
         covariance = self.xx / self.rows - torch.outer(mean_x, mean_x)
         cross = self.xy / self.rows - torch.outer(mean_x, mean_y)

@@ -36,7 +36,7 @@ def test_size_is_as_asked_or_refused() -> None:
         train_tokenizer(["the cat"], 100)
 
 
-def test_folder_without_tokenizer_is_refused(tmp_path: Path, make_gpt2) -> None:  # noqa: ANN001
+def test_folder_without_tokenizer_is_refused(tmp_path: Path, make_gpt2) -> None:
     make_gpt2().save_pretrained(tmp_path)
     with pytest.raises(MomifyError, match="tokenizer"):
         load_tokenizer(tmp_path)
