@@ -58,9 +58,9 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     paths = [inside(folder, name) for name in sorted(names)]
     for path in paths:
         if not path.is_file():
-            raise MomifyError(f"shard {shown(str(path))} is missing, {index.name} names it; fetch the checkpoint again")
+            raise MomifyError(f"shard {shown(path.name)} is missing, {index.name} names it; fetch {folder} again")
         if path.suffix != index.name.removesuffix(".index.json")[index.name.index(".") :]:
-            raise MomifyError(f"shard {shown(str(path))} is of another kind than {index.name}; fetch all of it again")
+            raise MomifyError(f"shard {shown(path.name)} is of another kind than {index.name}; fetch {folder} again")
     return paths
 
 
