@@ -9,10 +9,10 @@ import typer
 
 from momify.errors import MomifyError
 from momify.plan.command import plan
+from momify.terminal import AsJson, Overrides, Overwrite, Quiet, Resume, open_screen, say_stopped
 
 if TYPE_CHECKING:
     from momify.recipe import Recipe
-    from momify.screen import Screen
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,13 +27,6 @@ Model = Annotated[
     typer.Argument(help="Hub name, folder, run name or builtin:demo; the latest run if left out.", show_default=False),
 ]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="block.key=value, as in train.steps=100.", show_default=False)
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where an earlier run lies.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show the result only.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
 Data = Annotated[list[str] | None, typer.Option("--data", help="Text to measure on (txt, jsonl, parquet); repeatable.")]
 Limit = Annotated[int | None, typer.Option(min=2, help="Held-out tokens to score; all if left out.")]
 
@@ -70,7 +63,7 @@ def run(
 
 def _run(loaded: "Recipe", quiet: bool, as_json: bool, resume: bool = False, overwrite: bool = False) -> None:
     """Run a recipe and show its verdict on the last line."""
-    screen = _screen(quiet, as_json)
+    screen = open_screen(quiet, as_json)
     from momify.pipeline import check, run_all
     from momify.runs import opened_run
     from momify.train.fit import Stopped
@@ -80,7 +73,7 @@ def _run(loaded: "Recipe", quiet: bool, as_json: bool, resume: bool = False, ove
         screen.to_log(folder.log)
         report = run_all(loaded, folder, screen, resume)
     if isinstance(report, Stopped):
-        _stop(report, f"momify run {folder.recipe_file} --resume")
+        say_stopped(report, f"momify run {folder.recipe_file} --resume")
     if report is not None:
         _show_report(report, as_json)
 
@@ -111,7 +104,7 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Take a GPT-2 checkpoint apart and assemble the MoM; says what it removes first. Writes runs/<name>/model/."""
-    screen = _screen(quiet)
+    screen = open_screen(quiet)
     from momify.pipeline import check
     from momify.pipeline import convert as convert_source
     from momify.recipe import make_recipe
@@ -147,7 +140,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a recipe: phase 1 if it starts from scratch, then the MoM, converted if needed. Writes runs/<name>/."""
-    screen = _screen(quiet)
+    screen = open_screen(quiet)
     from momify.pipeline import check
     from momify.pipeline import train as train_recipe
     from momify.recipe import load_recipe
@@ -159,17 +152,7 @@ def train(
         screen.to_log(folder.log)
         stopped = train_recipe(loaded, folder, screen, resume)
     if stopped:
-        _stop(stopped, f"momify train {folder.recipe_file} --resume")
-
-
-def _stop(stopped: Any, command: str) -> None:
-    """Say how a run that a signal ended goes on; exit code 1, as it did not finish."""
-    from momify.processes import is_first
-
-    line = f"momify: stopped by {stopped.signal} at step {stopped.step}, saved; go on with: {command}"
-    if is_first():
-        typer.echo(line, err=True)
-    raise typer.Exit(1)
+        say_stopped(stopped, f"momify train {folder.recipe_file} --resume")
 
 
 @app.command("eval", epilog="Example: momify eval --tasks ppl --baseline")
@@ -194,7 +177,7 @@ def evaluate(
         check_tasks([task.strip() for task in tasks.split(",")])
     except ValueError as error:
         raise MomifyError(str(error)) from None
-    screen = _screen(quiet, as_json)
+    screen = open_screen(quiet, as_json)
     from dataclasses import asdict
 
     from momify.pipeline import EvalOptions, evaluate_ppl
@@ -209,7 +192,7 @@ def evaluate(
         typer.echo(json.dumps({role: asdict(found) for role, found in scored.items()}, indent=2))
         return
     rows = [_perplexity_row(role, found, limit) for role, found in scored.items()]
-    _screen().table("held-out perplexity", ("model", "perplexity", "nats/token", "bits/byte"), rows)
+    open_screen().table("held-out perplexity", ("model", "perplexity", "nats/token", "bits/byte"), rows)
     typer.echo(next(iter(scored.values())).protocol)
 
 
@@ -227,7 +210,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Before and after: parameters, MACs, memory, speed, perplexity, routing. Writes report.html, .md and .json."""
-    screen = _screen(quiet, as_json)
+    screen = open_screen(quiet, as_json)
     from momify.pipeline import EvalOptions, make_report
     from momify.subject import find_subject
 
@@ -250,7 +233,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a folder that loads without momify."""
-    screen = _screen(quiet)
+    screen = open_screen(quiet)
     from momify.pipeline import check_format
     from momify.pipeline import export as export_subject
     from momify.subject import find_subject
@@ -272,7 +255,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Text from a model, dense or MoM, and how fast it came."""
-    screen = _screen()
+    screen = open_screen()
     from momify.data.tokenizer import load_tokenizer
     from momify.generate import Sampling, generate_text
     from momify.models import load_model
@@ -302,7 +285,7 @@ def routes(
     """Which module each token of a text used at each step, as a page to look at. Writes routes.html."""
     if (text is None) == (file is None):
         raise MomifyError("routes needs a text: give either --text or --file")
-    screen = _screen(quiet)
+    screen = open_screen(quiet)
     from momify.files import read_text
     from momify.pipeline import routes as trace_routes
     from momify.subject import find_subject
@@ -329,18 +312,6 @@ def validate(
             typer.echo(f"momify: {error}", err=True)
     if wrong:
         raise typer.Exit(2)
-
-
-def _screen(quiet: bool = False, as_json: bool = False) -> "Screen":
-    """The screen of a command; with --json only the numbers go to standard output."""
-    from rich.console import Console
-
-    from momify.pipeline import quiet_libraries
-    from momify.processes import is_first
-    from momify.screen import Screen
-
-    quiet_libraries()
-    return Screen(Console(stderr=as_json, quiet=not is_first()), quiet)
 
 
 @app.callback()

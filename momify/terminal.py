@@ -1,0 +1,38 @@
+"""What commands share: options that mean the same everywhere, the screen, and the word on a run that was stopped."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from momify.screen import Screen
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="block.key=value, as in train.steps=100.", show_default=False)
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where an earlier run lies.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show the result only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
+
+
+def open_screen(quiet: bool = False, as_json: bool = False) -> "Screen":
+    """The screen of a command; with --json only the numbers go to standard output."""
+    from rich.console import Console
+
+    from momify.pipeline import quiet_libraries
+    from momify.processes import is_first
+    from momify.screen import Screen
+
+    quiet_libraries()
+    return Screen(Console(stderr=as_json, quiet=not is_first()), quiet)
+
+
+def say_stopped(stopped: Any, command: str) -> None:
+    """Say how a run that a signal ended goes on; exit code 1, as it did not finish."""
+    from momify.processes import is_first
+
+    line = f"momify: stopped by {stopped.signal} at step {stopped.step}, saved; go on with: {command}"
+    if is_first():
+        typer.echo(line, err=True)
+    raise typer.Exit(1)
