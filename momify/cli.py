@@ -9,6 +9,7 @@ import typer
 
 from momify.errors import MomifyError
 from momify.plan.command import plan
+from momify.sweep.command import sweep
 from momify.terminal import AsJson, Overrides, Overwrite, Quiet, Resume, open_screen, say_stopped
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def convert(
 
 
 app.command(epilog="Example: momify plan gpt2-large --mha 8 --ffn 36 --mha-steps 16")(plan)
+app.command(epilog="Example: momify sweep builtin:demo --mha 12,8,4 --ffn 12,10,8 --tokens 400000")(sweep)
 
 
 @app.command(epilog="Example: momify train recipes/demo.yaml train.steps=100 --resume")

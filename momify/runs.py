@@ -78,7 +78,7 @@ def open_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Run:
     or something that is not a run at all.
     """
     run = Run(recipe.folder)
-    if run.folder.exists() and any(run.folder.iterdir()):
+    if run.folder.exists() and set(run.folder.iterdir()) - set(temporaries(run.folder)):
         _check_earlier(run, recipe, resume, overwrite)
     elif resume:
         raise MomifyError(f"{run.folder} holds no run to resume; start it without --resume")

@@ -19,7 +19,20 @@ from momify.data.tokenizer import train_tokenizer
 from momify.demo.corpus import documents
 from momify.models import load_mom
 
-COMMANDS = ("demo", "run", "convert", "plan", "train", "eval", "report", "export", "generate", "routes", "validate")
+COMMANDS = (
+    "demo",
+    "run",
+    "convert",
+    "plan",
+    "train",
+    "eval",
+    "report",
+    "export",
+    "generate",
+    "routes",
+    "validate",
+    "sweep",
+)
 RECIPE = """
 run: {name: tiny}
 source: {model: src}

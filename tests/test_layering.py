@@ -16,6 +16,7 @@ PACKAGE = Path(momify.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("sweep",),
     ("terminal",),
     ("pipeline",),
     ("subject", "generate", "plan"),

@@ -109,3 +109,11 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else() -> None:
     with opened_run(recipe(), resume=False):
         pass
     assert sorted(path.name for path in run.folder.glob(".*")) == [".notes.md"]
+
+
+def test_run_that_was_killed_before_its_recipe_was_written_can_be_started_again() -> None:
+    Path("runs/run").mkdir(parents=True)
+    Path("runs/run/.momify-recipe.yaml.x1").write_text("run: {na")
+    with opened_run(recipe(), resume=False) as run:
+        assert sorted(path.name for path in run.folder.iterdir()) == ["recipe.yaml"]
+        run.model.mkdir()

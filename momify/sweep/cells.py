@@ -1,0 +1,153 @@
+"""A sweep, cell by cell: each a run of its own, converted, trained and scored by the pipeline's own functions."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from momify.convert.source import read_config
+from momify.convert.stored_mom import read_mom_config
+from momify.data.blocks import load_tokens
+from momify.data.tokenizer import load_tokenizer
+from momify.errors import MomifyError
+from momify.measure.cost import kv_bytes_per_token, mom_macs, parameters, planned_usage
+from momify.models import locate, read_provenance
+from momify.pipeline import EvalOptions, check, evaluate_ppl, kept_start, train
+from momify.processes import count, is_first
+from momify.recipe import Recipe
+from momify.runs import Run, opened_run
+from momify.screen import Screen
+from momify.subject import Subject
+from momify.sweep.grid import Cell, Grid, cell_recipe, cells_of
+from momify.train.fit import Stopped
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is swept: the recipe that the cells share, the grid, tokens a cell, and where it all goes."""
+
+    base: Recipe
+    grid: Grid
+    tokens: int
+    folder: Path
+    layers: int
+    """Modules of each kind that the source has."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps a cell: the fewest that see `tokens`."""
+        return -(-self.tokens // (self.base.train.batch_size * self.base.data.block_length * count()))
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, the whole pool first."""
+        return cells_of(self.grid, self.layers)
+
+    def recipe(self, cell: Cell) -> Recipe:
+        """What a cell's run is started with."""
+        return cell_recipe(self.base, cell, self.folder, self.steps)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A finished cell. Losses in nats per held-out token; MACs of one sequence of a block, each token at its home."""
+
+    mha: int
+    ffn: int
+    seed: int
+    parameters: int
+    macs: int
+    kv_bytes_per_token: int  # 16 bit
+    tokens: int  # trained on
+    source_loss: float
+    loss_before: float  # as converted
+    loss_after: float  # as trained
+    protocol: str
+    run: str
+
+    def kept(self, kind: str) -> int:
+        """Modules kept of that kind."""
+        return self.mha if kind == "mha" else self.ffn
+
+
+def source_layers(base: Recipe, screen: Screen) -> int:
+    """Layers of the source that a sweep prunes. Raises MomifyError where it has yet to be trained."""
+    if base.source.scratch:
+        raise MomifyError(
+            "a sweep needs a source that exists; train this one first with momify train, then sweep runs/<name>/source"
+        )
+    return read_config(locate(base.source.model, base.source.revision, screen.say)).n_layer
+
+
+def check_cells(sweep: Sweep, screen: Screen) -> None:
+    """Raise MomifyError for text that cannot be read and for a cell that the source cannot give, before the first."""
+    for cell in sweep.cells:
+        if cell.seed == sweep.cells[0].seed:
+            check(sweep.recipe(cell), screen)
+    source = sweep.base.source
+    load_tokens(sweep.base.data, load_tokenizer(locate(source.model, source.revision, screen.say)))
+
+
+def run_cells(
+    sweep: Sweep, screen: Screen, overwrite: bool, done: Callable[[list[Scored]], None]
+) -> list[Scored] | Stopped:
+    """Train and score every cell that is not finished; `done` is told all rows after each.
+
+    A cell that was killed goes on from its last checkpoint. Where a signal stops a cell, the sweep stops with it.
+    """
+    rows: list[Scored] = []
+    started, cells = time.monotonic(), sweep.cells
+    for index, cell in enumerate(cells):
+        left = _left(time.monotonic() - started, index, len(cells))
+        screen.say(f"cell {index + 1} of {len(cells)}: {cell.mha} attention and {cell.ffn} feed-forward modules, "
+                   f"seed {cell.seed}{left}")  # fmt: skip
+        outcome = _run_cell(sweep.recipe(cell), cell, screen, overwrite)
+        if isinstance(outcome, Stopped):
+            return outcome
+        if outcome:
+            rows = [*rows, outcome]
+            screen.say(f"  held-out loss {outcome.source_loss:.4f} (source), {outcome.loss_before:.4f} as converted, "
+                       f"{outcome.loss_after:.4f} as trained")  # fmt: skip
+            done(rows)
+    return rows
+
+
+def _left(seconds: float, done: int, of: int) -> str:
+    """Time left at the pace so far; nothing before the first cell is done."""
+    if not done:
+        return ""
+    minutes = seconds / done * (of - done) / 60
+    return f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"
+
+
+def _run_cell(recipe: Recipe, cell: Cell, screen: Screen, overwrite: bool) -> Scored | Stopped | None:
+    """One cell; None in every process but the first."""
+    resume = not overwrite and (recipe.folder / "recipe.yaml").is_file()
+    with opened_run(recipe, resume, overwrite) as run:
+        shown = Screen(screen.console, quiet=True)  # the run's own lines go to its log; bars are shown
+        shown.to_log(run.log)
+        if stopped := train(recipe, run, shown, resume):
+            return stopped
+        return _score(recipe, cell, run, shown) if is_first() else None
+
+
+def _score(recipe: Recipe, cell: Cell, run: Run, screen: Screen) -> Scored:
+    """Held-out losses and costs of a trained cell."""
+    subject = Subject(run.folder.name, run.model, "mom", run, recipe)
+    found = evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit), screen)
+    start = kept_start(subject, found["mom"].protocol)["start"]
+    config, length = read_mom_config(run.model), recipe.data.block_length
+    return Scored(
+        mha=cell.mha,
+        ffn=cell.ffn,
+        seed=cell.seed,
+        parameters=parameters(config).total,
+        macs=int(mom_macs(config, 1, length, planned_usage(config, 1, length)).total),
+        kv_bytes_per_token=kv_bytes_per_token(config),
+        tokens=read_provenance(run.model)["trained"]["tokens"],
+        source_loss=found["source"].loss,
+        loss_before=start.loss,
+        loss_after=found["mom"].loss,
+        protocol=found["mom"].protocol,
+        run=str(run.folder),
+    )
