@@ -10,7 +10,7 @@ import typer
 from momify.errors import MomifyError
 from momify.plan.command import plan
 from momify.sweep.command import sweep
-from momify.terminal import AsJson, Overrides, Overwrite, Quiet, Resume, open_screen, say_stopped
+from momify.terminal import AsJson, Overrides, Overwrite, Quiet, Resume, listed, open_screen, say_stopped
 
 if TYPE_CHECKING:
     from momify.recipe import Recipe
@@ -29,7 +29,7 @@ Model = Annotated[
 ]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe file (YAML).", show_default=False)]
 Data = Annotated[list[str] | None, typer.Option("--data", help="Text to measure on (txt, jsonl, parquet); repeatable.")]
-Limit = Annotated[int | None, typer.Option(min=2, help="Held-out tokens to score; all if left out.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Windows of held-out text to score; all if left out.")]
 
 
 @app.command(epilog="Example: momify demo")
@@ -157,50 +157,60 @@ def train(
         say_stopped(stopped, f"momify train {folder.recipe_file} --resume")
 
 
-@app.command("eval", epilog="Example: momify eval --tasks ppl --baseline")
+@app.command("eval", epilog="Example: momify eval --tasks glue,xsum,ppl --data-dir data --seeds 0,1,2")
 def evaluate(
     model: Model = None,
-    tasks: Annotated[str, typer.Option(help="Comma-separated; known: ppl.")] = "ppl",
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="ppl, glue or one of its tasks, xsum, lm_eval:NAME; by commas. Else the recipe's."),
+    ] = None,
     baseline: Annotated[
         bool | None, typer.Option(help="Score the source too, by the same protocol; as the recipe says if left out.")
     ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Another model to score: hub name, folder or run; by commas, repeatable.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with glue/TASK/{train,dev}.tsv and xsum/; the hub if left out.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of fine-tuning, as in 0,1,2.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Quick look: so many examples a split, windows of text for ppl.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Another key of the recipe's eval block: epochs=5; repeatable.")
+    ] = None,
+    keep_heads: Annotated[bool, typer.Option("--keep-heads", help="Keep fine-tuned models in eval/heads/.")] = False,
     data: Data = None,
     column: Annotated[str, typer.Option(help="Column that holds the text in jsonl and parquet files.")] = "text",
-    block: Annotated[int | None, typer.Option(min=2, help="Window in tokens; the recipe's block if left out.")] = None,
+    block: Annotated[int | None, typer.Option(min=2, help="ppl's window in tokens; the recipe's if left out.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows; the block if left out.")] = None,
-    limit: Limit = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model on held-out text. Writes runs/<name>/eval/."""
-    from momify.recipe import EvalBlock, check_tasks
+    """Score a model, and its source by the same protocol: perplexity, GLUE, XSUM, lm-eval. Writes runs/<name>/eval/."""
+    from momify.recipe import EvalBlock, change_eval, read_settings
 
-    try:
-        check_tasks([task.strip() for task in tasks.split(",")])
-    except ValueError as error:
-        raise MomifyError(str(error)) from None
+    given = {"tasks": listed(tasks), "seeds": listed(seeds), "data_dir": data_dir, "baseline": baseline, "limit": limit}
+    given = {key: value for key, value in given.items() if value is not None} | read_settings(settings or [])
+    change_eval(EvalBlock(), given)  # before anything slow
     screen = open_screen(quiet, as_json)
-    from dataclasses import asdict
-
-    from momify.pipeline import EvalOptions, evaluate_ppl
+    from momify.evaluation import EvalOptions
+    from momify.evaluation import evaluate as evaluate_subject
+    from momify.report.tasks import comparison_table, protocol_lines
     from momify.subject import find_subject
 
     subject = find_subject(model, screen)
-    known = subject.recipe.eval if subject.recipe else EvalBlock()
-    limit = limit or known.limit
-    options = EvalOptions(data, column, block, stride, limit, known.baseline if baseline is None else baseline)
-    scored = evaluate_ppl(subject, options, screen)
+    asked = change_eval(subject.recipe.eval if subject.recipe else EvalBlock(), given)
+    others = tuple(name for names in also or [] for name in listed(names))
+    options = EvalOptions(data, column, block, stride, also=others, keep_heads=keep_heads)
+    found = evaluate_subject(subject, asked, options, screen)
     if as_json:
-        typer.echo(json.dumps({role: asdict(found) for role, found in scored.items()}, indent=2))
+        typer.echo(json.dumps({one["task"]: one for one in found}, indent=2))
         return
-    rows = [_perplexity_row(role, found, limit) for role, found in scored.items()]
-    open_screen().table("held-out perplexity", ("model", "perplexity", "nats/token", "bits/byte"), rows)
-    typer.echo(next(iter(scored.values())).protocol)
-
-
-def _perplexity_row(role: str, found: Any, limit: int | None) -> tuple[str, ...]:
-    bits = "-" if found.bits_per_byte is None else f"{found.bits_per_byte:.3f}"
-    return (role + (" (limited)" if limit else ""), f"{found.perplexity:.2f}", f"{found.loss:.4f}", bits)
+    open_screen().table("scores", *comparison_table(found))
+    for line in protocol_lines(found):
+        typer.echo(line)
 
 
 @app.command(epilog="Example: momify report demo")

@@ -19,10 +19,9 @@ from momify.data.blocks import load_tokens
 from momify.data.documents import Corpus, read_corpus
 from momify.data.tokenizer import check_same_tokens, load_tokenizer, train_tokenizer
 from momify.errors import MomifyError
-from momify.evaluate.perplexity import Perplexity
-from momify.evaluate.ppl import Contestant, PplSettings, read_results, score
+from momify.evaluation import EvalOptions, evaluate, evaluate_ppl, kept_start
 from momify.export.mom import export_mom
-from momify.files import read_json, sha256_of_files, whole_folder, write_text
+from momify.files import read_json, whole_folder, write_text
 from momify.measure.paths import Paths, leave_one_out, trace_paths
 from momify.models import load_dense, load_model, load_mom, locate, read_provenance, write_model
 from momify.processes import count, first_then_others, is_first
@@ -71,7 +70,7 @@ def run_all(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> d
     if not is_first():
         return None
     subject = Subject(run.folder.name, run.model, "mom", run, recipe)
-    evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit), screen)
+    evaluate(subject, recipe.eval, EvalOptions(), screen)
     report = make_report(subject, EvalOptions(limit=recipe.eval.limit), screen)
     export(subject, "mom", run.export, screen)
     return report
@@ -248,41 +247,6 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     return None
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """How perplexity is measured: text, window, and which of source, start and mom; None means the run's own."""
-
-    data: list[str] | None = None
-    column: str = "text"
-    block: int | None = None
-    stride: int | None = None
-    limit: int | None = None
-    baseline: bool = True
-    roles: tuple[str, ...] | None = None
-
-
-def evaluate_ppl(subject: Subject, options: EvalOptions, screen: Screen) -> dict[str, Perplexity]:
-    """Held-out perplexity of the subject and (`baseline`) its source, by one protocol; kept in eval/ppl.json."""
-    data = load_tokens(subject.data(options.data, options.column), load_tokenizer(subject.folder))
-    block = options.block or data.block_length
-    settings = PplSettings(data, block, options.stride or block, options.limit)
-    roles = options.roles or (("source", "mom") if subject.kind == "mom" and options.baseline else (subject.kind,))
-    contestants = [contestant(role, subject, screen) for role in roles]
-    with screen.progress("scoring held-out text") as progress:
-        return score(
-            contestants, load_tokenizer(subject.folder), settings, subject.results / "eval" / "ppl.json", progress
-        )
-
-
-def contestant(role: str, subject: Subject, screen: Screen) -> Contestant:
-    """The model that plays `role`: source (the dense one), else the subject itself."""
-    folder = subject.source(screen) if role == "source" else subject.folder
-    digest = sha256_of_files(
-        [folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    )
-    return Contestant(role, digest, lambda: load_model(folder))
-
-
 def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[str, Any]:
     """Measure the MoM beside its source, write report.html, .md and .json, and give the report."""
     if subject.kind != "mom":
@@ -322,12 +286,6 @@ def routes(subject: Subject, text: str, target: Path, screen: Screen, leave_out:
     write_text(target, render_routes(Traced(subject.name, shown, pools, paths, rises)))
     screen.say(f"wrote {target}")
     return paths
-
-
-def kept_start(subject: Subject, protocol: str) -> dict[str, Perplexity]:
-    """The perplexity of the MoM as converted, measured before it was trained; none where that was another protocol."""
-    kept = read_results(subject.results / "eval" / "ppl.json").get("start")
-    return {"start": Perplexity(**kept["result"])} if kept and kept["result"]["protocol"] == protocol else {}
 
 
 def check_format(form: str) -> None:

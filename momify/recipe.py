@@ -17,14 +17,21 @@ from momify.errors import MomifyError
 # What PyYAML raises for a wrong scalar of a named type (`!!bool perhaps`), besides its own errors.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
 _LONGEST = 1 << 18
-KNOWN_TASKS = ("ppl",)
+GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+KNOWN_TASKS = ("ppl", "glue", *GLUE_TASKS, "xsum")
+LM_EVAL = "lm_eval:"
+"""Opens the name of a task of EleutherAI's lm-eval."""
 
 
 def check_tasks(tasks: list[str]) -> None:
-    """Raise ValueError for a task that does not exist, naming the nearest that does."""
+    """Raise ValueError for a task that does not exist, naming the nearest that does, and for none at all."""
+    if not tasks:
+        raise ValueError(f"no task is named; known: {', '.join(KNOWN_TASKS)}, {LM_EVAL}NAME")
     for task in tasks:
-        if task not in KNOWN_TASKS:
-            raise ValueError(f"unknown task '{task}'; known: {', '.join(KNOWN_TASKS)}")
+        if task not in KNOWN_TASKS and not (task.startswith(LM_EVAL) and task != LM_EVAL):
+            near = difflib.get_close_matches(task, KNOWN_TASKS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(KNOWN_TASKS)}, {LM_EVAL}NAME"
+            raise ValueError(f"unknown task '{_short(task)[1:-1]}'; {hint}")
 
 
 def _no_nul(value: str) -> str:
@@ -210,15 +217,31 @@ class EvalBlock(Block):
     """What is measured at the end."""
 
     tasks: Names = ["ppl"]
-    """What to score; ppl is held-out perplexity."""
+    """What to score: ppl (held-out perplexity), glue or one of its tasks, xsum, lm_eval:NAME."""
     data_dir: Text | None = None
-    """Folder with the data of tasks that fine-tune; ppl needs none."""
+    """Folder with glue/TASK/{train,dev}.tsv and xsum/{train,test}.jsonl (or csv, parquet); null: the hub."""
     baseline: bool = True
     """Score the source too, by the same protocol."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
-    """Seeds of tasks that fine-tune; ppl has no randomness."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = [0]
+    """Seeds of tasks that fine-tune (head, order, dropout); ppl and lm_eval have no randomness."""
     limit: Positive | None = None
-    """Held-out tokens scored; null: all. A limited result is marked as such."""
+    """Quick look: at most so many examples a split (ppl: windows of a block). The result is marked as limited."""
+    train_limit: Positive | None = None
+    """At most so many training examples; null: as limit."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    """Highest learning rate of fine-tuning; a small model wants more than a large one (gpt2-large: 2e-5)."""
+    epochs: Positive = 3
+    """Passes over the training examples."""
+    batch_size: Positive = 32
+    """Examples per optimizer step."""
+    max_length: Annotated[int, Field(ge=16)] | None = None
+    """Tokens of an example at most; null: 128 for GLUE, the model's positions for XSUM."""
+    dropout: Share = 0.1
+    """Dropout while fine-tuning, of every model alike."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: mixed precision in fine-tuning, and in scoring what was fine-tuned."""
+    beams: Positive = 4
+    """Beams of XSUM's decoding."""
 
     @model_validator(mode="after")
     def _known(self) -> "EvalBlock":
@@ -289,6 +312,22 @@ def make_recipe(data: dict[str, Any], name: str) -> Recipe:
         raise MomifyError(f"{name}: {_first_mistake(error)}") from None
     except RecursionError:
         raise MomifyError(f"{name}: a block refers to itself; write it without YAML anchors") from None
+
+
+def change_eval(known: EvalBlock, changes: dict[str, Any]) -> EvalBlock:
+    """An eval block with some keys set anew. Raises MomifyError in one line for a value that is wrong."""
+    try:
+        return EvalBlock.model_validate({**known.model_dump(), **changes})
+    except ValidationError as error:
+        raise MomifyError(_first_mistake(error)) from None
+
+
+def read_settings(settings: list[str]) -> dict[str, Any]:
+    """`key=value` options as a dict; values are read as YAML. Raises MomifyError for one of another form."""
+    data: dict[str, Any] = {}
+    for setting in settings:
+        _apply(data, f"eval.{setting.removeprefix('eval.')}")
+    return data.get("eval", {})
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 from momify.files import disk_errors
 from momify.processes import is_first
 
-Progress = Callable[[int, int], None]  # done, total
+Progress = Callable[..., None]  # done, total, and what is being done where that changes
 
 
 class Screen:
@@ -51,9 +51,9 @@ class Screen:
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Progress]:
-        """A bar fed with (done, total); nothing where the console is no terminal."""
+        """A bar fed with (done, total), or (done, total, title); nothing where the console is no terminal."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         shown = self.console.is_terminal and not self.quiet
         with Bars(*columns, console=self.console, disable=not shown, transient=True) as bar:
             task = bar.add_task(title, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            yield lambda done, total, now=title: bar.update(task, completed=done, total=total, description=now)

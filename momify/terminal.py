@@ -28,6 +28,11 @@ def open_screen(quiet: bool = False, as_json: bool = False) -> "Screen":
     return Screen(Console(stderr=as_json, quiet=not is_first()), quiet)
 
 
+def listed(text: str | None) -> list[str] | None:
+    """The parts of a comma-separated option, without white space; None for one that was not given."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
 def say_stopped(stopped: Any, command: str) -> None:
     """Say how a run that a signal ended goes on; exit code 1, as it did not finish."""
     from momify.processes import is_first

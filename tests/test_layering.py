@@ -19,6 +19,7 @@ LAYERS = (
     ("sweep",),
     ("terminal",),
     ("pipeline",),
+    ("evaluation",),
     ("subject", "generate", "plan"),
     ("models",),
     ("export",),

@@ -53,6 +53,8 @@ class Perplexity:
     scored: int
     windows: int
     protocol: str
+    word_perplexity: float | None = None
+    """exp of the loss per word that white space separates: comparable between vocabularies."""
 
 
 @dataclass(frozen=True)

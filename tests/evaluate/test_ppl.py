@@ -1,69 +1,79 @@
-"""evaluate/ppl.py: a kept number is used again for the same weights, text and protocol, and for no others."""
+"""evaluate/ppl.py: the task `ppl` gives what perplexity() gives, per token, per word and in bits per byte."""
 
-import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from momify.data.blocks import TokenData
 from momify.data.tokenizer import train_tokenizer
 from momify.errors import MomifyError
-from momify.evaluate.perplexity import Protocol, perplexity
-from momify.evaluate.ppl import Contestant, PplSettings, score
+from momify.evaluate.contestant import Contestant
+from momify.evaluate.perplexity import Perplexity, Protocol, perplexity
+from momify.evaluate.ppl import Ppl, count_words, from_score, per_word, to_score
+from momify.evaluate.task import Turn
 
-TOKENIZER = train_tokenizer(["the cat sat on the mat, the hat and the rat\n" * 20], 265)
-
-
-@pytest.fixture
-def model(make_gpt2: Callable[..., GPT2LMHeadModel]) -> GPT2LMHeadModel:
-    return make_gpt2(vocab_size=265, n_positions=16)
+TEXT = "the cat sat on the mat, the hat and the rat\n" * 4
 
 
 @pytest.fixture
-def settings() -> PplSettings:
-    tokens = np.random.default_rng(0).integers(1, 265, 100).astype(np.uint16)
-    return PplSettings(TokenData(tokens, tokens, 16, "a" * 32), 16, 16)
+def one(make_gpt2: Callable[..., GPT2LMHeadModel], tokenizer: PreTrainedTokenizerFast) -> Contestant:
+    model = make_gpt2(vocab_size=270, n_positions=16)
+    return Contestant("source", "1", lambda: model, tokenizer)
 
 
-def test_scores_are_kept_and_used_again(tmp_path: Path, model: GPT2LMHeadModel, settings: PplSettings) -> None:
-    loads = []
-
-    def load() -> GPT2LMHeadModel:
-        loads.append(1)
-        return model
-
-    path = tmp_path / "ppl.json"
-    first = score([Contestant("source", "1", load)], TOKENIZER, settings, path)
-    expected = perplexity(model, settings.data.valid_tensor(), Protocol(16, 16))
-    assert first["source"].loss == pytest.approx(expected.loss, rel=1e-6)
-    assert first["source"].bits_per_byte > 0
-    assert score([Contestant("source", "1", load)], TOKENIZER, settings, path) == first
-    assert len(loads) == 1
-    for other in (replace(settings, stride=8), replace(settings, limit=50)):
-        score([Contestant("source", "1", load)], TOKENIZER, other, path)
-    score([Contestant("source", "2", load)], TOKENIZER, settings, path)
-    assert len(loads) == 4
+def token_data(tokenizer: PreTrainedTokenizerFast) -> TokenData:
+    ids = np.array(tokenizer(TEXT)["input_ids"], dtype=np.uint16)
+    return TokenData(ids, ids, 16, "a" * 32 + str(len(tokenizer)))
 
 
-def test_a_killed_evaluation_goes_on_with_the_next(
-    tmp_path: Path, model: GPT2LMHeadModel, settings: PplSettings
-) -> None:
-    def killed() -> GPT2LMHeadModel:
-        raise KeyboardInterrupt
+def test_the_score_is_the_perplexity(one: Contestant) -> None:
+    task, done = Ppl(token_data, 16, 16, batch=2), []
+    score = task.score(one, Turn(0, done.append))
+    tokens = token_data(one.tokenizer).valid_tensor()
+    expected = perplexity(one.load(), tokens, Protocol(16, 16))
+    assert score.metrics["loss"] == pytest.approx(expected.loss, rel=1e-6)
+    assert score.metrics["bits_per_byte"] > 0
+    assert set(task.shown) <= set(score.metrics)
+    assert task.work(one) == math.ceil(expected.windows / 2)
+    assert sum(done) <= task.work(one)
+    words = len(TEXT.split())
+    assert score.metrics["word_perplexity"] == pytest.approx(math.exp(expected.loss * len(tokens) / words), rel=1e-5)
 
-    path = tmp_path / "ppl.json"
-    with pytest.raises(KeyboardInterrupt):
-        score([Contestant("source", "1", lambda: model), Contestant("mom", "2", killed)], TOKENIZER, settings, path)
-    assert list(json.loads(path.read_text())["models"]) == ["source"]
-    both = score([Contestant("source", "1", killed), Contestant("mom", "2", lambda: model)], TOKENIZER, settings, path)
-    assert both["mom"].loss == both["source"].loss
+
+def test_a_sliding_window_and_a_limit_are_other_protocols(one: Contestant) -> None:
+    task = Ppl(token_data, 16, 16)
+    sliding, limited = replace(task, stride=8), replace(task, limit=2)
+    assert len({str(t.key(one)) for t in (task, sliding, limited)}) == 3
+    assert sliding.score(one, Turn(0)).metrics["scored"] == len(token_data(one.tokenizer).valid) - 1
+    assert limited.score(one, Turn(0)).metrics["tokens"] == 32
+    assert (task.limited, limited.limited) == (False, True)
 
 
-def test_damaged_results_are_named(tmp_path: Path, settings: PplSettings) -> None:
-    (tmp_path / "ppl.json").write_text("[]")
-    with pytest.raises(MomifyError, match=r"ppl\.json is not a result file"):
-        score([], TOKENIZER, settings, tmp_path / "ppl.json")
+def test_each_contestant_reads_with_its_own_tokenizer(one: Contestant) -> None:
+    bytes_only = train_tokenizer(["x"], 257)
+    other = replace(one, tokenizer=bytes_only)
+    task = Ppl(token_data, 16, 16)
+    assert len(task.tokens(other)) == len(TEXT) > len(task.tokens(one))
+    assert task.key(other) != task.key(one)
+    assert count_words(bytes_only, task.tokens(other)) == count_words(one.tokenizer, task.tokens(one)) == 44
+
+
+def test_what_is_not_finite_is_kept_as_none_and_comes_back() -> None:
+    found = replace(from_score(to_score(_example())), loss=math.inf, perplexity=math.inf)
+    assert to_score(found).metrics["perplexity"] is None
+    assert from_score(to_score(found)).perplexity == math.inf
+    assert from_score(to_score(_example())) == _example()
+    assert per_word(_example(), 0) is None
+
+
+def _example() -> Perplexity:
+    return Perplexity(1.0, math.e, None, 9, 8, 1, "block 9")
+
+
+def test_an_impossible_window_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(MomifyError, match="stride 17 must lie in"):
+        Ppl(token_data, 16, 17).check()

@@ -23,7 +23,7 @@ from transformers import GPT2LMHeadModel
 from momify.convert.source import open_source
 from momify.data.documents import read_corpus
 from momify.data.tokenizer import load_tokenizer, train_tokenizer
-from momify.evaluate.ppl import read_results
+from momify.evaluate.results import read_results
 from momify.model import MomConfig, MomForCausalLM
 from momify.models import load_mom, model_type, read_provenance
 from momify.recipe import DataBlock, parse_recipe
@@ -253,16 +253,9 @@ def test_files_that_momify_keeps(tmp_path_factory: pytest.TempPathFactory, case:
     folder.mkdir(exist_ok=True)
     provenance = {"source": {"model": "a", "sha256": "0"}, "recipe": RECIPE, "versions": {"torch": "2"},
                   "plan": {"homes": [1, 2]}, "trained": {"steps": 3, "tokens": 9}}  # fmt: skip
-    result = {
-        "loss": 1.0,
-        "perplexity": 2.7,
-        "bits_per_byte": None,
-        "tokens": 9,
-        "scored": 8,
-        "windows": 1,
-        "protocol": "b",
-    }
-    kept = {"task": "ppl", "models": {"mom": {"key": {"sha256": "0", "limit": None}, "result": result}}}
+    score = {"metrics": {"perplexity": 2.7, "bits_per_byte": None}, "protocol": "b", "note": "", "seconds": 1.5}
+    entry = {"role": "mom", "seed": None, "key": {"sha256": "0", "limit": None}, "score": score}
+    kept = {"task": "ppl", "entries": [entry, {**entry, "seed": 3}]}
     for name, tree, read in (
         ("momify.json", provenance, lambda path: read_provenance(path.parent)),
         ("ppl.json", kept, read_results),

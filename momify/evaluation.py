@@ -1,0 +1,107 @@
+"""Scoring a subject beside its source and others: who takes part, in which tasks, and what is kept of it."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from momify.data.blocks import load_tokens
+from momify.data.tokenizer import load_tokenizer
+from momify.errors import MomifyError
+from momify.evaluate import run
+from momify.evaluate.compare import average, summary
+from momify.evaluate.contestant import Contestant
+from momify.evaluate.glue_tasks import GLUE
+from momify.evaluate.perplexity import Perplexity
+from momify.evaluate.ppl import Ppl, from_score
+from momify.evaluate.results import read_results
+from momify.evaluate.tasks import make_tasks
+from momify.files import sha256_of_files
+from momify.models import load_model, locate
+from momify.recipe import EvalBlock
+from momify.screen import Screen
+from momify.subject import Subject
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The text and window of `ppl`, and who takes part; None means the run's own.
+
+    limit: windows of a block that are scored at most. roles: which of source, start and mom. also: more models.
+    """
+
+    data: list[str] | None = None
+    column: str = "text"
+    block: int | None = None
+    stride: int | None = None
+    limit: int | None = None
+    baseline: bool = True
+    roles: tuple[str, ...] | None = None
+    also: tuple[str, ...] = ()
+    keep_heads: bool = False
+
+
+def evaluate(subject: Subject, settings: EvalBlock, options: EvalOptions, screen: Screen) -> list[Json]:
+    """Score the subject, its source (`baseline`) and the models of `also` on the tasks of an eval block.
+
+    Gives one summary a task (see evaluate/compare.py), and one of GLUE's average where several of its tasks took part.
+    Results are kept in eval/<task>.json as they come.
+    """
+    options = replace(options, limit=settings.limit, baseline=settings.baseline)
+    tasks = make_tasks(settings, lambda: ppl_task(subject, options), screen.say)
+    contestants = contestants_of(subject, options, screen)
+    with screen.progress("evaluating") as progress:
+        place = run.Place(subject.results / "eval", options.keep_heads, screen.say, progress)
+        outcomes = run.evaluate(tasks, contestants, settings.seeds, place)
+    found = [summary(outcome) for outcome in outcomes]
+    overall = average([outcome for outcome in outcomes if outcome.task.name in GLUE])
+    return [*found, overall] if overall else found
+
+
+def evaluate_ppl(subject: Subject, options: EvalOptions, screen: Screen) -> dict[str, Perplexity]:
+    """Held-out perplexity of the subject and (`baseline`) its source, by one protocol; kept in eval/ppl.json."""
+    task = ppl_task(subject, options)
+    with screen.progress("scoring held-out text") as progress:
+        place = run.Place(subject.results / "eval", watch=lambda done, total, doing: progress(done, total))
+        (outcome,) = run.evaluate([task], contestants_of(subject, options, screen), [0], place)
+    return {role: from_score(scores[0]) for role, scores in outcome.scores.items()}
+
+
+def ppl_task(subject: Subject, options: EvalOptions) -> Ppl:
+    """The task `ppl` on a subject's held-out text. Raises MomifyError for a window that cannot be."""
+    data = subject.data(options.data, options.column)
+    block = options.block or data.block_length
+    task = Ppl(cache(lambda tokenizer: load_tokens(data, tokenizer)), block, options.stride or block, options.limit)
+    task.check()
+    return task
+
+
+def contestants_of(subject: Subject, options: EvalOptions, screen: Screen) -> list[Contestant]:
+    """Who is scored: the source first, then the subject, then the others. Raises MomifyError for a name twice."""
+    roles = options.roles or (("source", "mom") if subject.kind == "mom" and options.baseline else (subject.kind,))
+    found = [contestant(role, subject, screen) for role in roles]
+    for name in options.also:
+        if name in [one.role for one in found]:
+            raise MomifyError(f"--also {name}: a model of that name takes part already; name another")
+        found.append(_contestant(name, locate(name, say=screen.say)))
+    return found
+
+
+def contestant(role: str, subject: Subject, screen: Screen) -> Contestant:
+    """The model that plays `role`: source (the dense one), else the subject itself."""
+    return _contestant(role, subject.source(screen) if role == "source" else subject.folder)
+
+
+def _contestant(role: str, folder: Path) -> Contestant:
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    digest = sha256_of_files([folder / "config.json", *weights])
+    return Contestant(role, digest, lambda: load_model(folder), load_tokenizer(folder))
+
+
+def kept_start(subject: Subject, protocol: str) -> dict[str, Perplexity]:
+    """The perplexity of the MoM as converted, measured before it was trained; none where that was another protocol."""
+    kept = read_results(run.results_file(subject.results / "eval", "ppl"))
+    found = [entry for entry in kept if entry.role == "start" and entry.score.protocol == protocol]
+    return {"start": from_score(found[-1].score)} if found else {}

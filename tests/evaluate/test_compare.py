@@ -1,0 +1,95 @@
+"""evaluate/compare.py: means, deviations, the rule, and GLUE's average, against numbers worked out by hand."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from momify.evaluate.compare import average, compare, spread, summary
+from momify.evaluate.results import Score
+from momify.evaluate.task import Baseline, Outcome
+from momify.report.tasks import comparison_table, protocol_lines
+
+
+def outcome(name: str, seeded: bool = True, **values: list[float | None]) -> Outcome:
+    seeds = tuple(range(len(next(iter(values.values()))))) if seeded else (None,)
+    task = SimpleNamespace(name=name, main="accuracy", shown=("accuracy",), seeded=seeded, higher_is_better=True,
+                           limited=name == "rte")  # fmt: skip
+    scores = {
+        role: [Score({"accuracy": v}, f"how {name}", seconds=1.5) for v in found] for role, found in values.items()
+    }
+    baselines = [
+        Baseline("majority", "always it", {"accuracy": 50.0}),
+        Baseline("random", "guesses", {"accuracy": 40.0}),
+    ]
+    return Outcome(task, seeds, scores, baselines)
+
+
+def test_mean_and_sample_deviation() -> None:
+    found = spread([1.0, 2.0, 6.0])
+    assert found.mean == 3.0
+    assert found.deviation == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+    assert spread([4.0]).deviation is None
+    assert spread([1.0, None]) is None
+    assert spread([1.0, math.inf]) is None
+
+
+def test_the_rule_is_two_pooled_standard_errors() -> None:
+    a, b = spread([10.0, 12.0, 14.0]), spread([13.0, 15.0, 17.0])  # deviation 2 each: error sqrt(8/3)
+    found = compare(a, b)
+    assert found["difference"] == 3.0
+    assert found["standard_error"] == pytest.approx(math.sqrt(8 / 3))
+    assert found["verdict"] == "within the spread"  # 3 < 3.27
+    assert compare(a, spread([13.5, 15.5, 17.5]))["verdict"] == "exceeds the spread"  # 3.5
+    assert compare(spread([16.0, 15.5, 15.0]), spread([1.0, 1.5, 0.5]))["verdict"] == "exceeds the spread"
+
+
+def test_one_seed_tells_no_spread_and_no_seed_needs_none() -> None:
+    assert compare(spread([1.0]), spread([9.0]))["verdict"] == "one seed, spread unknown"
+    assert compare(spread([1.0], random=False), spread([2.0], random=False))["verdict"] == "no seeds in it: exact"
+
+
+def test_summary_and_table() -> None:
+    found = summary(outcome("rte", source=[60.0, 62.0], mom=[50.0, 51.0]))
+    assert found["models"]["source"]["metrics"]["accuracy"] == {
+        "mean": 61.0, "deviation": pytest.approx(math.sqrt(2)), "values": [60.0, 62.0]}  # fmt: skip
+    assert found["differences"]["mom"]["accuracy"]["difference"] == pytest.approx(-10.5)
+    columns, rows = comparison_table([found])
+    assert columns == ["task", "metric", "source", "mom", "difference", "over seeds", "majority", "random"]
+    assert rows == [["rte (limited)", "accuracy", "61.00 ± 1.41", "50.50 ± 0.71", "-10.50", "exceeds the spread",
+                     "50.00", "40.00"]]  # fmt: skip
+    lines = protocol_lines([found])
+    assert lines[0] == "rte: how rte; seeds 0, 1"
+    assert "majority: always it" in lines[1]
+    assert "2 standard errors" in lines[2]
+
+
+def test_three_models_are_each_compared_with_the_first() -> None:
+    found = summary(outcome("sst2", source=[60.0], mom=[50.0], other=[61.0]))
+    columns, rows = comparison_table([found])
+    assert columns[2:9] == ["source", "mom", "other", "mom - source", "over seeds", "other - source", "over seeds"]
+    assert rows[0][5::2][:2] == ["-10.00", "+1.00"]
+
+
+def test_a_score_that_is_not_finite_is_said() -> None:
+    found = summary(outcome("sst2", source=[60.0], mom=[None]))
+    _, rows = comparison_table([found])
+    assert rows[0][2:6] == ["60.00", "not finite", "", ""]
+
+
+def test_the_average_is_taken_seed_by_seed_and_leaves_wnli_out() -> None:
+    outcomes = [
+        outcome("rte", source=[60.0, 64.0], mom=[1.0, 2.0]),
+        outcome("cola", source=[20.0, 10.0], mom=[3.0, 4.0]),
+        outcome("wnli", source=[99.0, 99.0], mom=[0.0, 0.0]),
+    ]
+    found = average(outcomes)
+    assert found["covers"] == ["rte", "cola"]
+    assert found["models"]["source"]["metrics"]["average"]["values"] == [40.0, 37.0]
+    assert found["models"]["mom"]["metrics"]["average"]["mean"] == 2.5
+    assert {b["name"]: b["metrics"]["average"] for b in found["baselines"]} == {"majority": 50.0, "random": 40.0}
+    assert found["limited"]
+    assert average(outcomes[:1]) is None
+    assert average([outcomes[0], outcomes[2]]) is None
+    lines = protocol_lines([found])
+    assert "glue average: the mean of the main metrics of rte, cola" in lines

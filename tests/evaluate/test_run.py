@@ -1,0 +1,136 @@
+"""evaluate/run.py and results.py: written as it comes, used again for the same key alone, gone on with after a kill."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from momify.errors import MomifyError
+from momify.evaluate.contestant import Contestant
+from momify.evaluate.results import Results, Score, read_results
+from momify.evaluate.run import Place, evaluate, results_file
+from momify.evaluate.task import Baseline, Turn
+
+
+@dataclass
+class Counting:
+    """A task that gives the weights' hash plus the seed, and remembers whom it scored; may be killed."""
+
+    name: str = "count"
+    main: str = "value"
+    shown: tuple[str, ...] = ("value",)
+    seeded: bool = True
+    higher_is_better: bool = True
+    limited: bool = False
+    setting: int = 0
+    dies_at: int = 99
+    scored: list[tuple[str, int]] = field(default_factory=list)
+    kept: list[Path | None] = field(default_factory=list)
+
+    def key(self, one: Contestant) -> dict:
+        return {"sha256": one.sha256, "setting": self.setting}
+
+    def work(self, one: Contestant) -> int:
+        return 2
+
+    def baselines(self) -> list[Baseline]:
+        return []
+
+    def score(self, one: Contestant, turn: Turn) -> Score:
+        if len(self.scored) == self.dies_at:
+            raise KeyboardInterrupt
+        turn.tick(1)
+        turn.tick(1)
+        self.scored.append((one.role, turn.seed))
+        self.kept.append(turn.keep)
+        return Score({"value": int(one.sha256) + turn.seed / 10}, f"setting {self.setting}")
+
+
+def players(tokenizer: object, *roles: str) -> list[Contestant]:
+    return [Contestant(role, str(number), lambda: None, tokenizer) for number, role in enumerate(roles, 1)]
+
+
+def test_each_seed_of_each_contestant_once(tmp_path: Path, tokenizer: object) -> None:
+    task, said, seen = Counting(), [], []
+    place = Place(tmp_path, say=said.append, watch=lambda done, total, doing: seen.append((done, total, doing)))
+    (found,) = evaluate([task], players(tokenizer, "source", "mom"), [0, 7], place)
+    assert task.scored == [("source", 0), ("mom", 0), ("source", 7), ("mom", 7)]
+    assert {role: [s.metrics["value"] for s in scores] for role, scores in found.scores.items()} == {
+        "source": [1.0, 1.7], "mom": [2.0, 2.7]}  # fmt: skip
+    assert found.seeds == (0, 7)
+    assert [line.split(":")[0] for line in said] == ["count, source, seed 0", "count, mom, seed 0",
+                                                     "count, source, seed 7", "count, mom, seed 7"]  # fmt: skip
+    assert seen[-1] == (8, 8, "count, mom, seed 7")
+    assert task.kept == [None] * 4
+
+
+def test_a_task_without_randomness_is_scored_once(tmp_path: Path, tokenizer: object) -> None:
+    task = Counting(seeded=False)
+    (found,) = evaluate([task], players(tokenizer, "mom"), [0, 1, 2], Place(tmp_path))
+    assert task.scored == [("mom", 0)]
+    assert found.seeds == (None,)
+
+
+def test_a_killed_evaluation_goes_on_with_the_next(tmp_path: Path, tokenizer: object) -> None:
+    two = players(tokenizer, "source", "mom")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([Counting(dies_at=3)], two, [0, 7], Place(tmp_path))
+    assert len(json.loads((tmp_path / "count.json").read_text())["entries"]) == 3
+    again = Counting()
+    (found,) = evaluate([again], two, [0, 7], Place(tmp_path))
+    assert again.scored == [("mom", 7)]
+    assert [s.metrics["value"] for s in found.scores["mom"]] == [2.0, 2.7]
+
+
+def test_kept_scores_are_used_for_the_same_key_alone(tmp_path: Path, tokenizer: object) -> None:
+    one = players(tokenizer, "mom")
+    for setting, times in ((0, 1), (0, 0), (1, 1), (0, 0)):  # a quick look does not cost the whole
+        task = Counting(setting=setting)
+        (found,) = evaluate([task], one, [0], Place(tmp_path))
+        assert len(task.scored) == times
+        assert found.scores["mom"][0].protocol == f"setting {setting}"
+    other = Counting()
+    evaluate([other], [Contestant("mom", "9", lambda: None, tokenizer)], [0], Place(tmp_path))
+    assert len(other.scored) == 1
+
+
+def test_the_same_weights_under_another_name_are_not_scored_again(tmp_path: Path, tokenizer: object) -> None:
+    task = Counting()
+    twins = [Contestant(role, "5", lambda: None, tokenizer) for role in ("source", "mom")]
+    (found,) = evaluate([task], twins, [0], Place(tmp_path))
+    assert task.scored == [("source", 0)]
+    assert found.scores["source"] == found.scores["mom"]
+    assert [entry.role for entry in read_results(tmp_path / "count.json")] == ["source", "mom"]
+
+
+def test_heads_have_a_place_of_their_own(tmp_path: Path, tokenizer: object) -> None:
+    task = Counting()
+    evaluate([task], players(tokenizer, "mom"), [3], Place(tmp_path, keep_heads=True))
+    assert task.kept == [tmp_path / "heads" / "count" / "mom-seed3"]
+
+
+def test_results_of_a_task_with_a_path_in_its_name_stay_in_the_folder(tmp_path: Path) -> None:
+    assert results_file(tmp_path, "lm_eval:../../x y") == tmp_path / "lm_eval-..-..-x-y.json"
+
+
+SEED_IS_TEXT = {"role": "a", "seed": "0", "key": {}, "score": {"metrics": {"a": 1}, "protocol": ""}}
+METRIC_IS_TRUE = {"role": "a", "seed": 0, "key": {}, "score": {"metrics": {"a": True}, "protocol": ""}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        '{"entries": 3}',
+        '{"entries": [{}]}',
+        "not json",
+        json.dumps({"entries": [SEED_IS_TEXT]}),
+        json.dumps({"entries": [METRIC_IS_TRUE]}),
+    ],
+)
+def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rte.json").write_text(text)
+    with pytest.raises(MomifyError, match=r"rte\.json (is not a result file|cannot be read)"):
+        Results(tmp_path / "rte.json", "rte")
