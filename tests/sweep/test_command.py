@@ -68,8 +68,8 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 def kept_losses(run: Path) -> dict[str, float]:
     """Loss by role, from the run's own eval file."""
-    entries = json.loads((run / "eval/ppl.json").read_text())["models"]
-    return {role: entry["result"]["loss"] for role, entry in entries.items()}
+    entries = json.loads((run / "eval/ppl.json").read_text())["entries"]
+    return {entry["role"]: entry["score"]["metrics"]["loss"] for entry in entries}
 
 
 def test_every_number_is_the_one_of_its_run(swept: Path) -> None:
