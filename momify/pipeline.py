@@ -10,12 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
 from momify.convert.assemble import RouterSettings, assemble, mom_config, network_of
-from momify.convert.describe import COST_HEAD, TABLE_HEAD, Removals, removal_rows
+from momify.convert.describe import COST_HEAD, Removals, removal_rows
 from momify.convert.homes import HomePlan, Request, check_request, choose_homes, removal_quotas
-from momify.convert.importance import Importance, Network, measure_importance
+from momify.convert.importance import Importance, measure_importance
+from momify.convert.kept_losses import kept_losses
+from momify.convert.network import Network
 from momify.convert.refit import refit
 from momify.convert.source import open_source, read_config
-from momify.data.blocks import load_tokens
+from momify.data.blocks import TokenData, load_tokens
 from momify.data.documents import Corpus, read_corpus
 from momify.data.tokenizer import check_same_tokens, load_tokenizer, train_tokenizer
 from momify.errors import MomifyError
@@ -179,10 +181,12 @@ class CalibrationText:
     def tokens(self, count: int) -> torch.Tensor:
         """At least `count` tokens as blocks (S, T), spread over the text."""
         length = self.recipe.data.block_length
-        return load_tokens(self.recipe.data, self.tokenizer).spread_blocks(-(-count // length))
+        return tokens_of(self.recipe.data, self.tokenizer, self.screen).spread_blocks(-(-count // length))
 
 
-def choose(network: Network, text: CalibrationText, screen: Screen) -> tuple[Importance, HomePlan]:
+def choose(
+    network: Network, text: CalibrationText, source_sha256: str, screen: Screen
+) -> tuple[Importance, HomePlan]:
     """What each half-layer is worth on calibration text, and from that what stays and where each step starts."""
     mom, layers = text.recipe.mom, network.layers.num_layers
     request = request_of(mom)
@@ -191,8 +195,9 @@ def choose(network: Network, text: CalibrationText, screen: Screen) -> tuple[Imp
         importance = Importance.unmeasured(layers)
     else:
         tokens = text.tokens(mom.calibration_blocks * text.recipe.data.block_length)
-        with screen.progress("measuring what each half-layer is worth") as progress:
-            importance = measure_importance(network, tokens, quotas, mom.importance, progress)
+        title = "measuring what each half-layer is worth"
+        with kept_losses(source_sha256, tokens) as known, screen.progress(title) as progress:
+            importance = measure_importance(network, tokens, quotas, mom.importance, progress, known)
     return importance, choose_homes(importance, request)
 
 
@@ -200,7 +205,7 @@ def show_removals(removals: Removals, title: str, screen: Screen) -> None:
     """In plain words and as tables: what goes, and what that saves."""
     for line in removals.lines:
         screen.say(line)
-    screen.table(title, TABLE_HEAD, removals.rows)
+    screen.table(title, removals.head, removals.rows)
     screen.table("cost", COST_HEAD, removals.costs)
 
 

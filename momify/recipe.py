@@ -188,8 +188,9 @@ class MomBlock(Block):
     """What a running step may choose: every module and SKIP, its home or SKIP, its home only."""
     init: Literal["home", "random"] = "home"
     """home: start as the pruned source; random: the paper's start."""
-    importance: Literal["greedy", "leave_one_out"] = "greedy"
-    """How half-layers are chosen for removal: one after the other beside what is gone, or all by their own loss."""
+    importance: Literal["greedy", "leave_one_out", "cosine", "magnitude", "every_other"] = "greedy"
+    """How half-layers are chosen for removal: by the loss without them, greedy (one after the other, beside what is
+    gone) or leave_one_out; or by cosine (ShortGPT's block influence), magnitude, every_other (DistilGPT2's way)."""
     calibration_blocks: Positive = 16
     """Blocks of training text on which importance is measured."""
     refit_tokens: Annotated[int, Field(ge=0)] = 32_768

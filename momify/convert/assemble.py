@@ -10,8 +10,8 @@ from transformers.activations import ACT2FN
 from transformers.initialization import no_init_weights
 
 from momify.convert.homes import HomePlan
-from momify.convert.importance import Network
 from momify.convert.layers import Frame, Layers, LayerSettings, take_apart, take_frame
+from momify.convert.network import Network
 from momify.convert.source import Source
 from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM

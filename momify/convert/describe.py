@@ -17,7 +17,6 @@ from momify.measure.cost import (
 )
 from momify.model import MomConfig
 
-TABLE_HEAD = ("layer", "attention", "loss +", "feed-forward", "loss +")
 COST_HEAD = ("", "before", "after", "ratio", "changed by")
 
 
@@ -26,7 +25,8 @@ class Removals:
     """The texts: sentences, one row per layer or added step, and what it costs before and after."""
 
     lines: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]  # under TABLE_HEAD
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
     costs: tuple[tuple[str, ...], ...]  # under COST_HEAD
 
 
@@ -41,7 +41,8 @@ def removal_rows(plan: HomePlan, importance: Importance, source: GPT2Config, tar
         "--mha and --ffn set the pool: weights; --mha-steps, --ffn-steps and --depth set what runs: compute; "
         "--mha-steps (by default one per attention module) also sets the KV cache",
     )
-    return Removals(lines, _layer_rows(plan, importance), _cost_rows(source, target))
+    head = ("layer", "attention", importance.measure, "feed-forward", importance.measure)
+    return Removals(lines, head, _layer_rows(plan, importance), _cost_rows(source, target))
 
 
 def _summary(plan: HomePlan, source: GPT2Config, target: MomConfig) -> str:

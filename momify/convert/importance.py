@@ -9,29 +9,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from momify.convert.layers import Frame, Layers
+from momify.convert.network import Network, embed, half_layer_update, token_losses
+from momify.convert.scores import SCORES, half_layer_scores
 from momify.errors import MomifyError
 
 KINDS = ("mha", "ffn")
+METHODS = ("greedy", "leave_one_out", *SCORES)
 HalfLayer = tuple[str, int]  # ("mha" or "ffn", layer)
 Progress = Callable[[int, int], None]  # done, total
 ANCHOR_BYTES = 256 << 20  # all anchors of all batches together
 BATCH_TOKENS = 1024  # a batch's activations stay in a core's cache at small widths
-LOGIT_VALUES = 1 << 22  # logits held at once: 16 MB in float32
-
-
-@dataclass(frozen=True)
-class Network:
-    """The source in a form that runs: folded layers and what surrounds them."""
-
-    layers: Layers
-    frame: Frame
-    num_heads: int
-    activation: Callable[[Tensor], Tensor]
-    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -48,14 +37,19 @@ class Removal:
 class Importance:
     """What was measured: losses in nats per token, half-layers in the order of their removal."""
 
-    method: str  # greedy | leave_one_out | none
+    method: str  # one of METHODS, or none
     num_layers: int
     tokens: int  # predictions scored
     base_loss: float
-    mha_increase: tuple[float, ...]  # (L,) loss increase when that attention alone is left out
+    mha_increase: tuple[float, ...]  # (L,) loss increase when that attention alone is left out, or the method's score
     ffn_increase: tuple[float, ...]  # (L,)
     removals: tuple[Removal, ...] = ()
     evaluations: int = 0  # passes over the calibration tokens, full or from an anchor on
+
+    @property
+    def measure(self) -> str:
+        """What the numbers are, as the head of a column."""
+        return SCORES.get(self.method, "loss +")
 
     def increases(self, kind: str) -> tuple[float, ...]:
         """Leave-one-out loss increases of one kind, per layer."""
@@ -103,9 +97,14 @@ class PrunedLosses:
         tokens: Tensor,
         batch_tokens: int = BATCH_TOKENS,
         anchor_bytes: int = ANCHOR_BYTES,
+        known: dict[str, float] | None = None,
     ) -> None:
-        """`tokens`: (S, T) int64 rows of text, the first token of each row is not scored."""
+        """`tokens`: (S, T) int64 rows of text, the first token of each row is not scored.
+
+        known: losses measured before on the same network and tokens, by `set_key`; new ones are added to it.
+        """
         self.network = network
+        self.known = {} if known is None else known
         self.batches = tokens.split(max(1, batch_tokens // tokens.shape[1]))
         self.scored = tokens.shape[0] * (tokens.shape[1] - 1)
         self.removed: set[int] = set()
@@ -118,6 +117,12 @@ class PrunedLosses:
     @torch.inference_mode()
     def loss_without(self, half: int | None = None) -> float:
         """Mean loss with the half-layers removed so far and, if given, `half` left out."""
+        key = set_key(self.removed if half is None else self.removed | {half})
+        if key not in self.known:
+            self.known[key] = self._measure(half)
+        return self.known[key]
+
+    def _measure(self, half: int | None) -> float:
         self.evaluations += 1
         start = self.halves if half is None else half
         total = 0.0
@@ -149,50 +154,9 @@ class PrunedLosses:
         return x if half in self.removed else x + half_layer_update(self.network, half, x)
 
 
-def embed(frame: Frame, tokens: Tensor) -> Tensor:
-    """(B, T) tokens -> (B, T, D) first residual."""
-    return frame.wte[tokens] + frame.wpe[: tokens.shape[1]]
-
-
-def half_layer_update(network: Network, half: int, x: Tensor) -> Tensor:
-    """What half-layer `half` adds to the residual x (B, T, D); same shape."""
-    return _project(half_layer_features(network, half, x), *output_projection(network.layers, half))
-
-
-def half_layer_features(network: Network, half: int, x: Tensor) -> Tensor:
-    """What enters the output projection of half-layer `half`: attended values (B, T, D), or inner (B, T, I)."""
-    layers, layer = network.layers, half // 2
-    x_hat = F.layer_norm(x, x.shape[-1:], eps=network.epsilon)
-    if half % 2:
-        return network.activation(_project(x_hat, layers.up_weight[layer], layers.up_bias[layer]))
-    qkv = _project(x_hat, layers.qkv_weight[layer], layers.qkv_bias[layer])  # (B, T, 3D)
-    q, k, v = qkv.unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, N, T, D/N) each
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-
-
-def output_projection(layers: Layers, half: int) -> tuple[Tensor, Tensor]:
-    """Weight (in, D) and bias (D,) of half-layer `half`: attention's out, or feed-forward's down."""
-    if half % 2:
-        return layers.down_weight[half // 2], layers.down_bias[half // 2]
-    return layers.out_weight[half // 2], layers.out_bias[half // 2]
-
-
-def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (B, T, E) @ weight (E, F) + bias, as one matrix product."""
-    return torch.addmm(bias, x.flatten(0, 1), weight).unflatten(0, x.shape[:2])
-
-
-def token_losses(network: Network, x: Tensor, tokens: Tensor) -> float:
-    """Sum of next-token cross-entropies of the last residual x (B, T, D), logits a piece at a time."""
-    frame = network.frame
-    x = F.layer_norm(x, x.shape[-1:], frame.ln_f_weight, frame.ln_f_bias, network.epsilon)
-    rows, targets = x[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-    piece = max(1, LOGIT_VALUES // frame.head.shape[0])
-    losses = (
-        F.cross_entropy(part @ frame.head.T, target, reduction="none").double().sum()
-        for part, target in zip(rows.split(piece), targets.split(piece), strict=True)
-    )
-    return float(sum(losses))
+def set_key(halves: Iterable[int]) -> str:
+    """The name of a set of half-layers left out, in a store of losses: "2 9 11"; "" for none."""
+    return " ".join(map(str, sorted(halves)))
 
 
 def pruned_loss(network: Network, tokens: Tensor, removed: Iterable[HalfLayer]) -> float:
@@ -209,24 +173,28 @@ def measure_importance(
     quotas: tuple[int, int],
     method: str = "greedy",
     progress: Progress | None = None,
+    known: dict[str, float] | None = None,
 ) -> Importance:
     """Measure every half-layer and choose which `quotas` = (attention, feed-forward) of them to remove.
 
     greedy: leave-one-out losses first; then again and again the cheapest candidate of both kinds goes,
     measured beside all that went before it. Only the cheapest stale candidate is measured anew until the
-    cheapest is fresh (lazy greedy). leave_one_out: the cheapest by the first losses alone.
-    `tokens` is (S, T) int64; `progress` is told how many measurements and removals of how many are done.
+    cheapest is fresh (lazy greedy). leave_one_out: the cheapest by the first losses alone. Other methods: the lowest
+    scores of each kind (`scores.py`), with the loss measured before and after only.
+    `tokens` is (S, T) int64; `progress` is told how many measurements and removals of how many are done. `known` holds
+    losses by `set_key` from earlier measurements of the same network on the same tokens, and gets the new ones.
     Raises MomifyError for tokens that the network cannot read and for an unknown method.
     """
     _check_tokens(network, tokens)
-    if method not in ("greedy", "leave_one_out"):
-        raise MomifyError(f"importance method {method!r} is unknown; use greedy or leave_one_out")
-    losses = PrunedLosses(network, tokens)
+    if method not in METHODS:
+        raise MomifyError(f"importance method {method!r} is unknown; use one of {', '.join(METHODS)}")
+    losses = PrunedLosses(network, tokens, known=known)
     steps = _Steps(losses.halves + sum(quotas), progress)
     base = losses.loss_without()
     increases = []
+    scores = half_layer_scores(network, losses.batches, quotas, method) if method in SCORES else None
     for half in range(losses.halves):
-        increases.append(losses.loss_without(half) - base)
+        increases.append(scores[half] if scores else losses.loss_without(half) - base)
         steps.advance()
     choose = _remove_lazily if method == "greedy" else _remove_at_once
     removals = choose(losses, base, increases, quotas, steps)
@@ -280,7 +248,7 @@ def _remove_lazily(
 def _remove_at_once(
     losses: PrunedLosses, base: float, increases: list[float], quotas: tuple[int, int], steps: _Steps
 ) -> list[Removal]:
-    """The cheapest of each kind by leave-one-out increase; only the loss without all of them is measured."""
+    """The cheapest of each kind by leave-one-out increase or score; the loss without all of them is measured."""
     chosen = []
     for kind, quota in enumerate(quotas):
         chosen += sorted(range(kind, losses.halves, 2), key=lambda h: (increases[h], h))[:quota]

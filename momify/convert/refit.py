@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from momify.convert.homes import HomePlan
-from momify.convert.importance import KINDS, Network, Progress, embed, half_layer_features, output_projection
+from momify.convert.importance import KINDS, Progress
 from momify.convert.layers import Layers
+from momify.convert.network import Network, embed, half_layer_features, output_projection
 
 BATCH_TOKENS = 4096  # features of so many tokens at once
 

@@ -1,9 +1,11 @@
 """The words and numbers that a user reads before anything is removed, against counts by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from momify.convert.assemble import mom_config
-from momify.convert.describe import COST_HEAD, TABLE_HEAD, removal_rows
+from momify.convert.describe import COST_HEAD, removal_rows
 from momify.convert.homes import Request, choose_homes
 from momify.convert.importance import Importance, Removal
 
@@ -67,8 +69,11 @@ def test_the_loss_is_told_only_where_just_this_was_measured(tell):
 
 
 def test_one_row_a_layer(tell):
-    rows = tell(mha_steps=3).rows
-    assert all(len(row) == len(TABLE_HEAD) for row in rows)
+    told = tell(mha_steps=3)
+    assert told.head == ("layer", "attention", "loss +", "feed-forward", "loss +")
+    assert tell(replace(FOUR, method="cosine")).head[2] == "1 - cos"
+    rows = told.rows
+    assert all(len(row) == len(told.head) for row in rows)
     assert rows == (
         ("0", "kept", "+0.9000", "kept", "+0.8000"),
         ("1", "removed, runs 0's", "+0.3500", "removed", "+0.1000"),

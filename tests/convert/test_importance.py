@@ -11,13 +11,13 @@ from transformers.activations import ACT2FN
 from momify.convert.importance import (
     KINDS,
     Importance,
-    Network,
     PrunedLosses,
     Removal,
     measure_importance,
     pruned_loss,
 )
 from momify.convert.layers import LayerSettings, take_apart, take_frame
+from momify.convert.network import Network
 from momify.errors import MomifyError
 
 TOLERANCE = 2e-6  # nats, float32 sums of about 60 tokens
@@ -155,6 +155,20 @@ def test_progress_is_told_and_ends_at_the_total(model, text, method):
     assert seen == [(done, 8) for done in range(1, 9)]
 
 
+def test_known_losses_are_not_measured_again_and_change_nothing(model, text):
+    network, known = network_of_model(model), {}
+    first = measure_importance(network, text, (1, 1), known=known)
+    assert known.keys() >= {"", "0", "5"}
+    assert len(known) == first.evaluations
+    again = measure_importance(network, text, (1, 1), known=dict(known))
+    assert (again.removals, again.evaluations) == (first.removals, 0)
+    further, anew = measure_importance(network, text, (2, 2), known=known), measure_importance(network, text, (2, 2))
+    assert further.removals == anew.removals
+    assert 0 < further.evaluations < anew.evaluations - 6
+    known[""] = 100.0  # they are really read
+    assert measure_importance(network, text, (1, 1), known=known).base_loss == 100.0
+
+
 def test_json_round_trip(model, text):
     measured = measure_importance(network_of_model(model), text, (1, 1))
     assert Importance.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
@@ -185,5 +199,5 @@ def test_unreadable_calibration_text_is_refused(model, tokens, message):
 
 
 def test_an_unknown_method_is_refused(model, text):
-    with pytest.raises(MomifyError, match="'magic' is unknown; use greedy or leave_one_out"):
+    with pytest.raises(MomifyError, match="'magic' is unknown; use one of greedy, leave_one_out, cos"):
         measure_importance(network_of_model(model), text, (1, 1), method="magic")

@@ -11,8 +11,9 @@ from transformers import GPT2LMHeadModel
 
 from momify.convert.assemble import layer_settings
 from momify.convert.homes import HomePlan, Request, choose_homes
-from momify.convert.importance import Importance, Network, embed, half_layer_update, measure_importance
+from momify.convert.importance import Importance, measure_importance
 from momify.convert.layers import take_apart, take_frame
+from momify.convert.network import Network, embed, half_layer_update
 from momify.convert.refit import Moments, half_steps, refit
 
 MakeGPT2 = Callable[..., GPT2LMHeadModel]

@@ -1,0 +1,72 @@
+"""The source taken apart, in a form that runs half-layer by half-layer.
+
+Half-layers are numbered in the order they run: 2 l is the attention of layer l, 2 l + 1 its feed-forward.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from momify.convert.layers import Frame, Layers
+
+LOGIT_VALUES = 1 << 22  # logits held at once: 16 MB in float32
+
+
+@dataclass(frozen=True)
+class Network:
+    """The source in a form that runs: folded layers and what surrounds them."""
+
+    layers: Layers
+    frame: Frame
+    num_heads: int
+    activation: Callable[[Tensor], Tensor]
+    epsilon: float
+
+
+def embed(frame: Frame, tokens: Tensor) -> Tensor:
+    """(B, T) tokens -> (B, T, D) first residual."""
+    return frame.wte[tokens] + frame.wpe[: tokens.shape[1]]
+
+
+def half_layer_update(network: Network, half: int, x: Tensor) -> Tensor:
+    """What half-layer `half` adds to the residual x (B, T, D); same shape."""
+    return _project(half_layer_features(network, half, x), *output_projection(network.layers, half))
+
+
+def half_layer_features(network: Network, half: int, x: Tensor) -> Tensor:
+    """What enters the output projection of half-layer `half`: attended values (B, T, D), or inner (B, T, I)."""
+    layers, layer = network.layers, half // 2
+    x_hat = F.layer_norm(x, x.shape[-1:], eps=network.epsilon)
+    if half % 2:
+        return network.activation(_project(x_hat, layers.up_weight[layer], layers.up_bias[layer]))
+    qkv = _project(x_hat, layers.qkv_weight[layer], layers.qkv_bias[layer])  # (B, T, 3D)
+    q, k, v = qkv.unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, N, T, D/N) each
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def output_projection(layers: Layers, half: int) -> tuple[Tensor, Tensor]:
+    """Weight (in, D) and bias (D,) of half-layer `half`: attention's out, or feed-forward's down."""
+    if half % 2:
+        return layers.down_weight[half // 2], layers.down_bias[half // 2]
+    return layers.out_weight[half // 2], layers.out_bias[half // 2]
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (B, T, E) @ weight (E, F) + bias, as one matrix product."""
+    return torch.addmm(bias, x.flatten(0, 1), weight).unflatten(0, x.shape[:2])
+
+
+def token_losses(network: Network, x: Tensor, tokens: Tensor) -> float:
+    """Sum of next-token cross-entropies of the last residual x (B, T, D), logits a piece at a time."""
+    frame = network.frame
+    x = F.layer_norm(x, x.shape[-1:], frame.ln_f_weight, frame.ln_f_bias, network.epsilon)
+    rows, targets = x[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    piece = max(1, LOGIT_VALUES // frame.head.shape[0])
+    losses = (
+        F.cross_entropy(part @ frame.head.T, target, reduction="none").double().sum()
+        for part, target in zip(rows.split(piece), targets.split(piece), strict=True)
+    )
+    return float(sum(losses))
