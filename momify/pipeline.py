@@ -27,7 +27,7 @@ from momify.files import read_json, whole_folder, write_text
 from momify.measure.paths import Paths, leave_one_out, trace_paths
 from momify.models import load_dense, load_model, load_mom, locate, read_provenance, write_model
 from momify.processes import count, first_then_others, is_first
-from momify.recipe import MomBlock, Recipe, Scratch, TrainBlock
+from momify.recipe import DataBlock, MomBlock, Recipe, Scratch, TrainBlock
 from momify.report.data import Looks
 from momify.report.make import Pair, command_line, measure_pair, quality_of, write_report
 from momify.report.provenance import Origin, versions
@@ -92,25 +92,28 @@ def train(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Sto
 
 
 def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Stopped | None:
-    """Phase 1: train a dense GPT-2 from random weights into `run.source`."""
+    """Phase 1: train a dense GPT-2 from random weights into `run.source`; without it, those weights as they are."""
     scratch, settings = recipe.source.scratch, recipe.source.scratch.train or recipe.train
     with first_then_others():
         corpus = read_corpus(recipe.data)
         tokenizer = tokenizer_of(scratch, corpus, run, screen)
-        data = load_tokens(recipe.data, tokenizer, corpus)
+        data = tokens_of(recipe.data, tokenizer, screen, corpus)
     set_seed(recipe.run.seed)
     model = dense_gpt2(scratch, tokenizer)
-    screen.say(
-        f"phase 1: {model.num_parameters():,} parameters, {len(data.train):,} tokens of text "
-        f"({len(data.valid):,} held out), {settings.steps:,} steps of "
-        f"{settings.batch_size * data.block_length:,} tokens"
-    )
     place = Place(run.pretraining, "phase 1", screen.console, recipe.run.seed, resume, screen.say)
-    if stopped := fit(model, None, data, settings, place):
-        return stopped
+    if scratch.pretrain:
+        screen.say(
+            f"phase 1: {model.num_parameters():,} parameters, {len(data.train):,} tokens of text "
+            f"({len(data.valid):,} held out), {settings.steps:,} steps of "
+            f"{settings.batch_size * data.block_length:,} tokens"
+        )
+        if stopped := fit(model, None, data, settings, place):
+            return stopped
+    else:
+        screen.say(f"no phase 1: the MoM starts from {model.num_parameters():,} random weights")
     with first_then_others():
         if is_first():
-            model = unsharded(model, settings, place).to(torch.float32)
+            model = (unsharded(model, settings, place) if scratch.pretrain else model).to(torch.float32)
             write_model(run.source, model, tokenizer, {"recipe": recipe.model_dump(), "versions": versions()})
     screen.say(f"wrote {run.source}")
     return None
@@ -125,7 +128,7 @@ def tokenizer_of(scratch: Scratch, corpus: Corpus, run: Run, screen: Screen) -> 
         tokenizer = load_tokenizer(scratch.tokenizer)
     else:
         screen.say(f"learning a byte-level BPE of {scratch.vocabulary} entries")
-        tokenizer = train_tokenizer(corpus.train["text"], scratch.vocabulary)
+        tokenizer = train_tokenizer(corpus.texts(), scratch.vocabulary)
     with whole_folder(kept) as folder:
         tokenizer.save_pretrained(folder)
     return tokenizer
@@ -138,6 +141,14 @@ def unsharded(model: PreTrainedModel, settings: TrainBlock, place: Place) -> Pre
     return load_model(place.checkpoints / f"checkpoint-{settings.steps}")
 
 
+def tokens_of(
+    data: DataBlock, tokenizer: PreTrainedTokenizerBase, screen: Screen, corpus: Corpus | None = None
+) -> TokenData:
+    """The text as tokens, with a bar where they have to be made first."""
+    with screen.progress("turning text into tokens") as progress:
+        return load_tokens(data, tokenizer, corpus, progress)
+
+
 def source_folder(recipe: Recipe, run: Run, screen: Screen) -> Path:
     """The folder of the dense model that a recipe starts from."""
     return run.source if recipe.source.scratch else locate(recipe.source.model, recipe.source.revision, screen.say)
@@ -148,8 +159,8 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     source = open_source(source_folder(recipe, run, screen))
     tokenizer = load_tokenizer(source.folder)
     network = network_of(source)
-    text = CalibrationText(recipe, tokenizer)
-    importance, plan = choose(network, text, screen)
+    text = CalibrationText(recipe, tokenizer, screen)
+    importance, plan = choose(network, text, source.sha256, screen)
     routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys)
     target = mom_config(source.config, plan, source.tied, routers)
     show_removals(removal_rows(plan, importance, source.config, target), f"{source.name} -> {run.folder.name}", screen)
@@ -177,6 +188,7 @@ class CalibrationText:
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
+    screen: Screen
 
     def tokens(self, count: int) -> torch.Tensor:
         """At least `count` tokens as blocks (S, T), spread over the text."""
@@ -226,7 +238,7 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     source = open_source(source_folder(recipe, run, screen))
     check_same_tokens(tokenizer, load_tokenizer(source.folder))
     with first_then_others():
-        data = load_tokens(recipe.data, tokenizer)
+        data = tokens_of(recipe.data, tokenizer, screen)
         if is_first():
             subject = Subject(run.folder.name, run.model, "mom", run, recipe)
             evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit, roles=("source", "start")), screen)

@@ -5,7 +5,6 @@ A recipe holds everything that changes numbers; command-line flags say only how 
 """
 
 import difflib
-import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from momify.errors import MomifyError
+from momify.mistakes import first_mistake, one_line, short
 
 # What PyYAML raises for a wrong scalar of a named type (`!!bool perhaps`), besides its own errors.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
@@ -31,7 +31,7 @@ def check_tasks(tasks: list[str]) -> None:
         if task not in KNOWN_TASKS and not (task.startswith(LM_EVAL) and task != LM_EVAL):
             near = difflib.get_close_matches(task, KNOWN_TASKS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(KNOWN_TASKS)}, {LM_EVAL}NAME"
-            raise ValueError(f"unknown task '{_short(task)[1:-1]}'; {hint}")
+            raise ValueError(f"unknown task '{short(task)[1:-1]}'; {hint}")
 
 
 def _no_nul(value: str) -> str:
@@ -142,11 +142,15 @@ class Scratch(Block):
     """Hub name or folder of an existing tokenizer."""
     dropout: Share = 0.0
     """Dropout of the dense model, while it trains and in its config."""
+    pretrain: bool = True
+    """false: no phase 1, the MoM starts from random weights (the paper's ablation)."""
     train: TrainBlock | None = None
     """Settings of phase 1; null: the recipe's own train block."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Scratch":
+        if self.train and not self.pretrain:
+            raise ValueError("train sets phase 1, which pretrain false leaves out; remove one of them")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
@@ -203,11 +207,13 @@ class DataBlock(Block):
     """Text to train on and text to measure on."""
 
     train: Names
-    """builtin:demo, a hub dataset, or paths of txt, jsonl or parquet files."""
+    """builtin:demo, a hub dataset (streamed), or paths of txt, jsonl or parquet files."""
+    train_tokens: Positive | None = None
+    """Largest number of tokens to train on; null: all of the text."""
     valid: Names | None = None
     """Held-out text; null: documents of `train`, chosen by a hash."""
     valid_tokens: Positive = 4_000_000
-    """Largest number of held-out tokens (and at most a tenth of the text)."""
+    """Largest number of held-out tokens (and at most a tenth of the text; a hundredth of a stream)."""
     block_length: Annotated[int, Field(ge=2)] = 1024
     """Tokens of a training sequence, and of a window when measuring."""
     column: str = "text"
@@ -264,6 +270,12 @@ class Recipe(Block):
     def _something_to_do(self) -> "Recipe":
         if self.mom is None and self.source.scratch is None:
             raise ValueError("nothing to do: add a mom block, or source.scratch to train a dense model")
+        if self.source.scratch and not self.source.scratch.pretrain:
+            if self.mom is None:
+                raise ValueError("nothing to do: source.scratch.pretrain is false and there is no mom block")
+            if self.train.distill:
+                raise ValueError("source.scratch.pretrain false leaves no source to learn from; "
+                                 "set train.distill 0 and train.cross_entropy 1")  # fmt: skip
         return self
 
     @property
@@ -284,7 +296,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     except FileNotFoundError:
         raise MomifyError(f"recipe {path} does not exist; recipes/ holds the shipped ones") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise MomifyError(f"recipe {path} cannot be read: {_one_line(error)}") from None
+        raise MomifyError(f"recipe {path} cannot be read: {one_line(error)}") from None
     return parse_recipe(text, str(path), overrides)
 
 
@@ -295,7 +307,7 @@ def parse_recipe(text: str, name: str, overrides: list[str] | None = None) -> Re
     try:
         data = yaml.safe_load(text)
     except _NOT_YAML as error:
-        raise MomifyError(f"recipe {name} is not valid YAML: {_one_line(error)}") from None
+        raise MomifyError(f"recipe {name} is not valid YAML: {one_line(error)}") from None
     if data is None:
         raise MomifyError(f"recipe {name} is empty; it needs at least the blocks source, mom and data")
     if not isinstance(data, dict):
@@ -310,7 +322,7 @@ def make_recipe(data: dict[str, Any], name: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise MomifyError(f"{name}: {_first_mistake(error)}") from None
+        raise MomifyError(f"{name}: {first_mistake(error, Recipe)}") from None
     except RecursionError:
         raise MomifyError(f"{name}: a block refers to itself; write it without YAML anchors") from None
 
@@ -320,7 +332,7 @@ def change_eval(known: EvalBlock, changes: dict[str, Any]) -> EvalBlock:
     try:
         return EvalBlock.model_validate({**known.model_dump(), **changes})
     except ValidationError as error:
-        raise MomifyError(_first_mistake(error)) from None
+        raise MomifyError(first_mistake(error, EvalBlock)) from None
 
 
 def read_settings(settings: list[str]) -> dict[str, Any]:
@@ -351,41 +363,3 @@ def _apply(data: dict[str, Any], override: str) -> None:
         inner = place.get(key)
         place[key] = place = dict(inner) if isinstance(inner, dict) else {}
     place[keys[-1]] = parsed
-
-
-def _first_mistake(error: ValidationError) -> str:
-    """The first thing wrong, in one line, with the nearest known key where a name is unknown."""
-    first = error.errors()[0]
-    path = " ".join(".".join(str(part) for part in first["loc"]).split())[:200]
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
-        return f"unknown key '{path}'; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}")
-    if first["type"] == "missing":
-        return f"'{path}' is missing; add it"
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "value_error" else f" (got {_short(first['input'])})"
-    return f"{path + ': ' if path else ''}{message}{value}"
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the block at `location` knows."""
-    block: type[BaseModel] = Recipe
-    for part in location:
-        choices = [block.model_fields[str(part)].annotation] if str(part) in block.model_fields else []
-        choices += [inner for choice in choices for inner in getattr(choice, "__args__", ())]
-        block = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), block)
-    return list(block.model_fields)
-
-
-def _short(value: Any) -> str:
-    try:
-        text = reprlib.repr(value)  # never writes out all of a value: YAML's anchors can make one of any size
-    except ValueError:  # a number of more digits than Python prints
-        return f"a {type(value).__name__} that is too long to show"
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -28,6 +28,7 @@ LAYERS = (
     ("data",),
     ("model", "demo", "runs"),
     ("recipe", "screen"),
+    ("mistakes",),
     ("files", "processes"),
     ("errors",),
 )

@@ -2,25 +2,26 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
+from momify.data.cache import cache_folder, making
 from momify.data.documents import Corpus, read_corpus
+from momify.data.hub import HubStream
+from momify.data.stream import BATCH, Encode, Limits, Progress, stream_tokens
 from momify.errors import MomifyError
-from momify.files import disk_errors, whole_folder, write_json
+from momify.files import disk_errors, write_json
 from momify.recipe import DataBlock
 
 _FORMAT = 1  # part of the cache key: raise it when the content of a cached folder changes
 _LARGEST_HELD_OUT_SHARE = 0.1
-_BATCH = 256  # documents tokenised at once
 
 
 class TokenBlocks(TorchDataset):
@@ -64,14 +65,13 @@ class TokenData:
         return torch.from_numpy(self.valid[:limit].astype(np.int64))
 
 
-def cache_folder() -> Path:
-    """Where token files are kept: MOMIFY_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MOMIFY_CACHE") or Path(base) / "momify")
-
-
-def load_tokens(data: DataBlock, tokenizer: PreTrainedTokenizerBase, corpus: Corpus | None = None) -> TokenData:
-    """Tokens of a recipe's data, from the cache where they were made before.
+def load_tokens(
+    data: DataBlock,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus | None = None,
+    progress: Progress = lambda done, total: None,
+) -> TokenData:
+    """Tokens of a recipe's data, from the cache where they were made before; `progress` is told tokens made.
 
     Raises MomifyError when the text is missing, or too short for one block to train on.
     """
@@ -79,8 +79,9 @@ def load_tokens(data: DataBlock, tokenizer: PreTrainedTokenizerBase, corpus: Cor
     key = _cache_key(corpus, tokenizer, data)
     folder = cache_folder() / "tokens" / key
     if not (folder / "meta.json").exists():
-        with whole_folder(folder) as temporary:
-            _write_tokens(corpus, tokenizer, data.valid_tokens, temporary)
+        with making(folder, keep=isinstance(corpus.train, HubStream)) as part:
+            if part:
+                _write_tokens(corpus, tokenizer, data, part, progress)
     tokens = _map_tokens(folder, data.block_length, key)
     if len(tokens.train) < data.block_length or len(tokens.valid) < 2:
         raise MomifyError(
@@ -92,6 +93,7 @@ def load_tokens(data: DataBlock, tokenizer: PreTrainedTokenizerBase, corpus: Cor
 
 def _cache_key(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, data: DataBlock) -> str:
     parts = [str(_FORMAT), corpus.sha256, tokenizer_hash(tokenizer), data.column, str(data.valid_tokens)]
+    parts += [] if data.train_tokens is None else [f"at most {data.train_tokens} to train on"]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -115,20 +117,27 @@ def _map_tokens(folder: Path, block_length: int, key: str) -> TokenData:
     return TokenData(read["train"], read["valid"], block_length, key)
 
 
-def _write_tokens(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, valid_tokens: int, folder: Path) -> None:
+def _write_tokens(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, data: DataBlock, folder: Path, progress: Progress
+) -> None:
+    """train.bin, valid.bin and, last, meta.json."""
     dtype = np.dtype("uint16" if len(tokenizer) <= 2**16 else "int32")
     train, valid = corpus.train, corpus.valid
     encode = _encoder(tokenizer)
-    if valid is None:
-        train, valid = split_by_document(train, valid_tokens, lambda text: len(encode([text])[0]))
-    counts = {
-        "valid": _write(folder / "valid.bin", valid, encode, dtype, valid_tokens),
-        "train": _write(folder / "train.bin", train, encode, dtype, None),
-    }
+    if isinstance(train, HubStream):
+        limits = Limits(0 if valid is not None else data.valid_tokens, data.train_tokens)
+        counts = stream_tokens(train.open(), encode, dtype, limits, folder, progress)
+    else:
+        if valid is None:
+            train, valid = split_by_document(train, data.valid_tokens, lambda text: len(encode([text])[0]))
+        counts = {"train": _write(folder / "train.bin", train, encode, dtype, data.train_tokens, progress)}
+    if valid is not None:
+        valid = valid.open() if isinstance(valid, HubStream) else valid
+        counts["valid"] = _write(folder / "valid.bin", valid, encode, dtype, data.valid_tokens)
     write_json(folder / "meta.json", {"dtype": dtype.name, **counts})
 
 
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
     """Token ids of each text, an end-of-text token behind it."""
     end = tokenizer.eos_token_id
     if end is None:
@@ -142,7 +151,12 @@ def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[l
 
 
 def _write(
-    path: Path, documents: Dataset, encode: Callable[[list[str]], list[list[int]]], dtype: np.dtype, limit: int | None
+    path: Path,
+    documents: Dataset | IterableDataset,
+    encode: Encode,
+    dtype: np.dtype,
+    limit: int | None,
+    progress: Progress = lambda done, total: None,
 ) -> int:
     """Append the tokens of `documents` to `path`, `limit` at most; how many were written."""
     written = 0
@@ -152,14 +166,15 @@ def _write(
             ids = ids if limit is None else ids[: limit - written]
             stream.write(ids.tobytes())  # not tofile, which does not say why it failed
             written += len(ids)
+            progress(written, limit)
             if limit is not None and written >= limit:
                 break
     return written
 
 
-def _batches(documents: Dataset) -> Iterable[list[str]]:
-    for start in range(0, len(documents), _BATCH):
-        yield [text for text in documents[start : start + _BATCH]["text"] if text] or [""]
+def _batches(documents: Dataset | IterableDataset) -> Iterable[list[str]]:
+    for batch in documents.iter(BATCH):
+        yield [text for text in batch["text"] if text] or [""]
 
 
 def split_by_document(documents: Dataset, valid_tokens: int, count: Callable[[str], int]) -> tuple[Dataset, Dataset]:
@@ -179,5 +194,5 @@ def split_by_document(documents: Dataset, valid_tokens: int, count: Callable[[st
 
 
 def _columns(documents: Dataset) -> Iterable[list[str]]:
-    for start in range(0, len(documents), _BATCH):
-        yield documents[start : start + _BATCH]["text"]
+    for start in range(0, len(documents), BATCH):
+        yield documents[start : start + BATCH]["text"]

@@ -1,13 +1,15 @@
-"""Text in: the built-in corpus, local txt, jsonl or parquet files, or a hub dataset, as one document a row."""
+"""Text in: the built-in corpus, local txt, jsonl or parquet files, or a hub dataset that streams in; documents out."""
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
 
+from momify.data.hub import HubStream, find_on_hub
 from momify.demo import corpus
 from momify.errors import MomifyError
 from momify.files import sha256_of_files
@@ -16,6 +18,7 @@ from momify.recipe import DataBlock
 BUILTIN = "builtin:demo"
 SEPARATOR = "<|endoftext|>"
 LINES_WITHOUT_SEPARATOR = 1000  # a file without separators is cut into documents of so many lines
+LEARNED_FROM = 100_000  # documents of a stream that a tokenizer is learned from
 _READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
@@ -23,9 +26,15 @@ _READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parq
 class Corpus:
     """Documents (column `text`) to train on and, where the split is given, to measure on; hash of the content."""
 
-    train: Dataset
-    valid: Dataset | None
+    train: Dataset | HubStream
+    valid: Dataset | HubStream | None
     sha256: str
+
+    def texts(self) -> Iterator[str]:
+        """What a tokenizer is learned from: the training documents, of a stream the first of them."""
+        documents = self.train
+        rows = islice(documents.open(), LEARNED_FROM) if isinstance(documents, HubStream) else documents
+        return (row["text"] or "" for row in rows)
 
 
 def read_corpus(data: DataBlock) -> Corpus:
@@ -40,7 +49,7 @@ def read_corpus(data: DataBlock) -> Corpus:
     return Corpus(train, valid, digest)
 
 
-def _read(names: list[str], column: str) -> tuple[Dataset, Dataset | None, str]:
+def _read(names: list[str], column: str) -> tuple[Dataset | HubStream, Dataset | None, str]:
     """Train documents, the held-out ones where the source splits itself, and a hash of the content."""
     if names == [BUILTIN]:
         return _builtin()
@@ -48,7 +57,8 @@ def _read(names: list[str], column: str) -> tuple[Dataset, Dataset | None, str]:
     if all(path.exists() for path in paths):
         return *_local(paths, column), sha256_of_files(paths)
     if len(names) == 1 and paths[0].suffix not in _READERS and len(paths[0].parts) <= 2:
-        return _hub(names[0], column)
+        stream = find_on_hub(names[0], column)
+        return stream, None, stream.sha256
     missing = next(name for name, path in zip(names, paths, strict=True) if not path.exists())
     raise MomifyError(f"data file {missing} does not exist; give txt, jsonl or parquet files, or {BUILTIN}")
 
@@ -83,18 +93,6 @@ def _generate(names: list[str], make: Any) -> Dataset:
     except Exception as error:  # the readers underneath raise a dozen kinds; each means: not to be read
         reason = " ".join(str(error.__cause__ or error).split())[:150] or "it is empty"
         raise MomifyError(f"data file {', '.join(names)} holds no documents or cannot be read: {reason}") from None
-
-
-def _hub(name: str, column: str) -> tuple[Dataset, None, str]:
-    try:
-        data = load_dataset(name, split="train")
-    except Exception as error:  # the hub client raises a dozen kinds; each means: not to be had
-        reason = " ".join(str(error).split())[:150]
-        raise MomifyError(
-            f"data {name} is neither a file here nor a dataset that the hub gave ({reason}); check the path, "
-            "or give txt, jsonl or parquet files"
-        ) from None
-    return _text_column(data, column, name), None, hashlib.sha256(f"{name} {data._fingerprint}".encode()).hexdigest()
 
 
 def _text_column(data: Dataset, column: str, name: str) -> Dataset:

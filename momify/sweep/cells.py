@@ -7,12 +7,12 @@ from pathlib import Path
 
 from momify.convert.source import read_config
 from momify.convert.stored_mom import read_mom_config
-from momify.data.blocks import load_tokens
 from momify.data.tokenizer import load_tokenizer
 from momify.errors import MomifyError
+from momify.evaluate.results import Results, read_results
 from momify.measure.cost import kv_bytes_per_token, mom_macs, parameters, planned_usage
 from momify.models import locate, read_provenance
-from momify.pipeline import EvalOptions, check, evaluate_ppl, kept_start, train
+from momify.pipeline import EvalOptions, check, evaluate_ppl, kept_start, tokens_of, train
 from momify.processes import count, is_first
 from momify.recipe import Recipe
 from momify.runs import Run, opened_run
@@ -20,6 +20,8 @@ from momify.screen import Screen
 from momify.subject import Subject
 from momify.sweep.grid import Cell, Grid, cell_recipe, cells_of
 from momify.train.fit import Stopped
+
+RESULTS = Path("eval") / "ppl.json"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def check_cells(sweep: Sweep, screen: Screen) -> None:
         if cell.seed == sweep.cells[0].seed:
             check(sweep.recipe(cell), screen)
     source = sweep.base.source
-    load_tokens(sweep.base.data, load_tokenizer(locate(source.model, source.revision, screen.say)))
+    tokens_of(sweep.base.data, load_tokenizer(locate(source.model, source.revision, screen.say)), screen)
 
 
 def run_cells(
@@ -101,7 +103,7 @@ def run_cells(
         left = _left(time.monotonic() - started, index, len(cells))
         screen.say(f"cell {index + 1} of {len(cells)}: {cell.mha} attention and {cell.ffn} feed-forward modules, "
                    f"seed {cell.seed}{left}")  # fmt: skip
-        outcome = _run_cell(sweep.recipe(cell), cell, screen, overwrite)
+        outcome = _run_cell(sweep.recipe(cell), cell, screen, overwrite, rows)
         if isinstance(outcome, Stopped):
             return outcome
         if outcome:
@@ -120,15 +122,26 @@ def _left(seconds: float, done: int, of: int) -> str:
     return f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"
 
 
-def _run_cell(recipe: Recipe, cell: Cell, screen: Screen, overwrite: bool) -> Scored | Stopped | None:
+def _run_cell(
+    recipe: Recipe, cell: Cell, screen: Screen, overwrite: bool, before: list[Scored]
+) -> Scored | Stopped | None:
     """One cell; None in every process but the first."""
     resume = not overwrite and (recipe.folder / "recipe.yaml").is_file()
     with opened_run(recipe, resume, overwrite) as run:
         shown = Screen(screen.console, quiet=True)  # the run's own lines go to its log; bars are shown
         shown.to_log(run.log)
+        if before and is_first():
+            _carry_source_score(Path(before[0].run), run)
         if stopped := train(recipe, run, shown, resume):
             return stopped
         return _score(recipe, cell, run, shown) if is_first() else None
+
+
+def _carry_source_score(finished: Path, run: Run) -> None:
+    """The source scores the same in every cell; the number is used only if weights, text and protocol agree."""
+    kept, target = read_results(finished / RESULTS), Results(run.folder / RESULTS, "ppl")
+    for entry in [entry for entry in kept if entry.role == "source"][-1:] if not target.entries else []:
+        target.add(entry)
 
 
 def _score(recipe: Recipe, cell: Cell, run: Run, screen: Screen) -> Scored:
