@@ -8,8 +8,11 @@ from momify.evaluate.fine_tune import FineTuning
 from momify.evaluate.glue import MAX_LENGTH, Glue
 from momify.evaluate.glue_data import missing_file, read_glue
 from momify.evaluate.glue_tasks import GLUE
+from momify.evaluate.lm_eval import LmEval
 from momify.evaluate.task import Task
-from momify.recipe import EvalBlock
+from momify.evaluate.xsum import Decoding, Xsum
+from momify.evaluate.xsum_data import read_xsum
+from momify.recipe import LM_EVAL, EvalBlock
 
 Say = Callable[[str], None]
 
@@ -47,12 +50,21 @@ def _members(name: str, settings: EvalBlock, say: Say) -> list[str]:
 def _maker(name: str, settings: EvalBlock, ppl: Callable[[], Task]) -> Callable[[], Task]:
     if name == "ppl":
         return ppl
+    if name == "xsum":
+        return lambda: _xsum(settings)
+    if name.startswith(LM_EVAL):
+        return lambda: LmEval(name.removeprefix(LM_EVAL), settings.limit, data_folder(settings))
     return lambda: _glue(name, settings)
 
 
 def _glue(name: str, settings: EvalBlock) -> Task:
     data = read_glue(GLUE[name], data_folder(settings), settings.limit, settings.train_limit)
     return Glue(GLUE[name], data, fine_tuning(settings), settings.max_length or MAX_LENGTH)
+
+
+def _xsum(settings: EvalBlock) -> Task:
+    data = read_xsum(data_folder(settings), settings.limit, settings.train_limit)
+    return Xsum(data, fine_tuning(settings), Decoding(settings.beams), settings.max_length)
 
 
 def data_folder(settings: EvalBlock) -> Path | None:

@@ -60,7 +60,10 @@ def _row(one: Json, metric: str, roles: list[str], others: list[str], baselines:
         cells.append(_spread(found["metrics"].get(metric)) if found else "")
     for role in others:
         found = one["differences"].get(role, {}).get(metric)
-        cells += [f"{found['difference']:+.2f}", found["verdict"]] if found else ["", ""]
+        means = [one["models"][name]["metrics"][metric] for name in (roles[0], role)] if found else []
+        size = max((abs(spread["mean"]) for spread in means), default=0.0)
+        sign = "+" if found and found["difference"] >= 0 else ""
+        cells += [f"{sign}{_decimals(found['difference'], size)}", found["verdict"]] if found else ["", ""]
     values = {b["name"]: b["metrics"].get(metric) for b in one["baselines"]}
     return cells + ["" if values.get(name) is None else f"{values[name]:.2f}" for name in baselines]
 
@@ -68,5 +71,10 @@ def _row(one: Json, metric: str, roles: list[str], others: list[str], baselines:
 def _spread(found: Json | None) -> str:
     if found is None:
         return "not finite"
-    deviation = "" if found["deviation"] is None else f" ± {found['deviation']:.2f}"
-    return f"{found['mean']:.2f}{deviation}"
+    deviation = "" if found["deviation"] is None else f" ± {_decimals(found['deviation'], found['mean'])}"
+    return f"{_decimals(found['mean'], found['mean'])}{deviation}"
+
+
+def _decimals(value: float, beside: float) -> str:
+    """A number with as many decimals as one of the size of `beside` needs: 53.07, 1.183."""
+    return f"{value:.{2 if abs(beside) >= 5 else 3}f}"
