@@ -93,7 +93,10 @@ def convert(
     ffn_steps: Annotated[
         int | None, typer.Option(help="Steps that run a feed-forward module: sets compute; one per module if left out.")
     ] = None,
-    reach: Annotated[str, typer.Option(help="What a running step may choose: all, skip (home or SKIP), home.")] = "all",
+    reach: Annotated[
+        str | None,
+        typer.Option(help="What a running step may choose: all, skip (home or SKIP), home; home where K is 1 if left out."),
+    ] = None,
     init: Annotated[str, typer.Option(help="home: start as the pruned source; random: the paper's start.")] = "home",
     calibration: Annotated[
         list[str] | None, typer.Option(help="Text on which importance is measured; Python's own library if left out.")

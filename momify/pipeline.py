@@ -25,7 +25,7 @@ from momify.evaluation import EvalOptions, evaluate, evaluate_ppl, kept_start
 from momify.export.mom import export_mom
 from momify.files import read_json, whole_folder, write_text
 from momify.measure.paths import Paths, leave_one_out, trace_paths
-from momify.models import load_dense, load_model, load_mom, locate, read_provenance, write_model
+from momify.models import load_dense, load_model, load_mom, load_teacher, locate, read_provenance, write_model
 from momify.processes import count, first_then_others, is_first
 from momify.recipe import DataBlock, MomBlock, Recipe, Scratch, TrainBlock
 from momify.report.data import Looks
@@ -242,7 +242,7 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
         if is_first():
             subject = Subject(run.folder.name, run.model, "mom", run, recipe)
             evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit, roles=("source", "start")), screen)
-    model, teacher = load_mom(run.model), load_dense(source)
+    model, teacher = load_mom(run.model), load_teacher(source)
     training_only = {"embd_pdrop": settings.dropout, "attn_pdrop": settings.dropout, "resid_pdrop": settings.dropout,
                      # with K > 1 the gates have a gradient of their own and need no exploring
                      "router_explore": settings.explore if model.config.modules_per_token == 1 else 0.0}  # fmt: skip

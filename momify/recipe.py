@@ -188,8 +188,9 @@ class MomBlock(Block):
     """Steps that may run attention (compute and KV cache); null: one per kept module."""
     ffn_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps that may run a feed-forward module (compute); null: one per kept module."""
-    reach: Literal["all", "skip", "home"] = "all"
-    """What a running step may choose: every module and SKIP, its home or SKIP, its home only."""
+    reach: Literal["all", "skip", "home"] | None = None
+    """What a running step may choose: every module and SKIP, its home or SKIP, its home only; null: home, or all where
+    K > 1, init random or added steps need it."""
     init: Literal["home", "random"] = "home"
     """home: start as the pruned source; random: the paper's start."""
     importance: Literal["greedy", "leave_one_out", "cosine", "magnitude", "every_other"] = "greedy"

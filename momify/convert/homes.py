@@ -19,7 +19,8 @@ REACHES = ("all", "skip", "home")
 class Request:
     """What the user asks for. None: depth as in the source; steps as many as modules, and as added steps.
 
-    reach: "all" every module and SKIP at each step that runs, "skip" home or SKIP, "home" the home (static).
+    reach: "all" every module and SKIP at each step that runs, "skip" home or SKIP, "home" the home (static); None: home
+    where that is possible, as it recovers best (docs/results.md), else all: K > 1, a random start, added steps.
     init: "home" the start that loses nothing, "random" the paper's way (all reachable, no home preferred).
     """
 
@@ -30,7 +31,7 @@ class Request:
     mha_steps: int | None = None
     ffn_steps: int | None = None
     init: str = "home"
-    reach: str = "all"
+    reach: str | None = None
 
     def modules(self, kind: str) -> int:
         return self.mha if kind == "mha" else self.ffn
@@ -106,29 +107,38 @@ def check_request(request: Request, num_layers: int) -> None:
             raise MomifyError(f"{kind} is {modules}; the source has {num_layers} {noun} modules, use 1 to {num_layers}")
     if request.depth is not None and request.depth < 1:
         raise MomifyError(f"depth is {request.depth}; a model needs at least 1 step (the source has {num_layers})")
-    for name, value, known in (("init", request.init, INITS), ("reach", request.reach, REACHES)):
+    for name, value, known in (("init", request.init, INITS), ("reach", request.reach or "home", REACHES)):
         if value not in known:
             raise MomifyError(f"{name} is {value!r}; use one of {', '.join(known)}")
-    _check_picks(request)
+    _check_picks(request, num_layers)
     _check_reach(request, num_layers)
     for kind in KINDS:
         _check_steps(request, kind, num_layers)
 
 
-def _check_picks(request: Request) -> None:
+def reach_of(request: Request, num_layers: int) -> str:
+    """What a running step may choose: as asked, else home where nothing asked for needs more."""
+    if request.reach is not None:
+        return request.reach
+    routed = request.modules_per_token != 1 or request.init == "random" or (request.depth or num_layers) > num_layers
+    unreached = any(default_steps(request, kind, num_layers) < request.modules(kind) for kind in KINDS)
+    return "all" if routed or unreached else "home"
+
+
+def _check_picks(request: Request, num_layers: int) -> None:
     """K must not exceed what a step can choose from."""
-    fewest = min(request.mha, request.ffn)
-    choices = {"all": fewest + 1, "skip": 2, "home": 1}[request.reach]
+    fewest, reach = min(request.mha, request.ffn), reach_of(request, num_layers)
+    choices = {"all": fewest + 1, "skip": 2, "home": 1}[reach]
     if not 1 <= request.modules_per_token <= choices:
         raise MomifyError(
             f"modules_per_token is {request.modules_per_token}; "
-            f"a step chooses from {choices} (reach {request.reach}, SKIP counts), use 1 to {choices}"
+            f"a step chooses from {choices} (reach {reach}, SKIP counts), use 1 to {choices}"
         )
 
 
 def _check_reach(request: Request, num_layers: int) -> None:
     """Added steps and the random start exist only where everything is reachable."""
-    if request.reach == "all":
+    if reach_of(request, num_layers) == "all":
         return
     if request.init == "random":
         raise MomifyError(f"reach is {request.reach!r} with init random, which needs every module; use reach all")
@@ -145,7 +155,7 @@ def _check_steps(request: Request, kind: str, num_layers: int) -> None:
     steps = default_steps(request, kind, num_layers)
     if not 1 <= steps <= depth:
         raise MomifyError(f"{kind}_steps is {steps}; the model has {depth} steps, use 1 to {depth}")
-    if request.reach != "all" and steps < modules:
+    if reach_of(request, num_layers) != "all" and steps < modules:
         raise MomifyError(
             f"{kind} is {modules} but only {steps} steps run one with reach {request.reach!r}, "
             f"so some could never be used; lower {kind} to {steps} or use reach all"
@@ -229,7 +239,8 @@ def _plan_kind(importance: "Importance", request: Request, kind: str, steps: lis
     needs = {i: importance.cost(kind, i) if i not in layers else order.index(i) for i in range(len(order))}
     running = _running_steps(steps, layers, needs, default_steps(request, kind, importance.num_layers))
     homes = [_home(layer, layers) if step in running else skip for step, layer in enumerate(steps)]
-    reach = [_choices(home, skip, request.reach) if step in running else (skip,) for step, home in enumerate(homes)]
+    allowed = reach_of(request, importance.num_layers)
+    reach = [_choices(home, skip, allowed) if step in running else (skip,) for step, home in enumerate(homes)]
     return _Side(tuple(layers), tuple(homes), tuple(reach))
 
 

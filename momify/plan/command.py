@@ -27,7 +27,9 @@ def plan(
     ffn_steps: Annotated[
         int | None, typer.Option(help="Steps that run a feed-forward module; one per module if left out.")
     ] = None,
-    reach: Annotated[str, typer.Option(help="What a running step may choose: all, skip, home.")] = "all",
+    reach: Annotated[
+        str | None, typer.Option(help="What a running step may choose: all, skip, home; home where K is 1 if left out.")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Search instead: flops<=0.84,kv<=0.5,params<=0.75, as parts of the source's.")
     ] = None,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 from momify.convert.homes import Request
 from momify.errors import MomifyError
@@ -108,9 +108,10 @@ class _Room:
 
 def _largest(dense: Shape, budget: Budget, tokens: int, picks: int) -> Iterator[Request]:
     """For each number of attention modules and steps the most feed-forward modules and steps that still fit."""
-    room, unit = _room(dense, budget, tokens), cache(lambda kind, size: _unit(dense, kind, size, tokens, picks))
-    layers = dense.steps
+    room, layers = _room(dense, budget, tokens), dense.steps
     for depth in _depths(layers, budget):
+        static = picks == 1 and depth <= layers  # as `reach_of` says: no routers
+        unit = cache(partial(_unit, dense, tokens=tokens, picks=picks, static=static))
         for steps in range(1, min(depth, room.attention_steps) + 1):
             for mha in range(picks, min(layers, steps) + 1):
                 attention = unit("mha", mha)
@@ -118,7 +119,7 @@ def _largest(dense: Shape, budget: Budget, tokens: int, picks: int) -> Iterator[
                     room.parameters - attention.pool - steps * attention.router,
                     room.macs - steps * attention.macs,
                 )
-                found = _feed_forward(left, depth, range(layers, picks - 1, -1), lambda size: unit("ffn", size))
+                found = _feed_forward(left, depth, range(layers, picks - 1, -1), partial(unit, "ffn"))
                 if found:
                     yield Request(mha, found[0], depth, picks, steps, found[1])
 
@@ -155,9 +156,9 @@ def _room(dense: Shape, budget: Budget, tokens: int) -> _Room:
     )
 
 
-def _unit(dense: Shape, kind: str, modules: int, tokens: int, picks: int) -> _Unit:
+def _unit(dense: Shape, kind: str, modules: int, tokens: int, picks: int, static: bool) -> _Unit:
     """The costs of one kind from the formulas themselves, on a model with one step of it and none of the other."""
-    skip, routed = Pool(1, (1,), ((1,),)), Pool(modules, (0,), (tuple(range(modules + 1)),))
+    skip, routed = Pool(1, (1,), ((1,),)), Pool(modules, (0,), ((0,) if static else tuple(range(modules + 1)),))
     pools = {"mha": skip, "ffn": skip, kind: routed}
     shape = replace(dense, layer_norms=1, picks=picks, **pools)
     counts, macs = parameters(shape), mom_macs(shape, 1, tokens, most_usage(shape, tokens))

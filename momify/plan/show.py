@@ -76,7 +76,7 @@ def command(model: str, request: Request, layers: int) -> str:
         words += ["--top-k", request.modules_per_token]
     for flag, steps in (("--mha-steps", request.mha_steps), ("--ffn-steps", request.ffn_steps)):
         words += [] if steps is None else [flag, steps]
-    words += [] if request.reach == "all" else ["--reach", request.reach]
+    words += [] if request.reach is None else ["--reach", request.reach]
     words += [] if request.init == "home" else ["--init", request.init]
     return shlex.join(map(str, words))
 

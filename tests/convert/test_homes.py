@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from momify.convert.homes import HomePlan, Request, choose_homes, removal_quotas, spread_steps
+from momify.convert.homes import HomePlan, Request, choose_homes, reach_of, removal_quotas, spread_steps
 from momify.convert.importance import Importance, Removal
 from momify.errors import MomifyError
 from momify.model import MomConfig
@@ -37,8 +37,7 @@ def test_the_plain_plan_is_the_statically_pruned_source():
     assert plan.step_layers == (0, 1, 2, 3, 4, 5)
     assert plan.mha_homes == (0, 1, 3, 3, 3, 2)  # 3 is SKIP
     assert plan.ffn_homes == (0, 1, 2, 4, 4, 3)
-    everything = (0, 1, 2, 3)
-    assert plan.mha_reach == (everything, everything, (3,), (3,), (3,), everything)
+    assert plan.mha_reach == ((0,), (1,), (3,), (3,), (3,), (2,))
     assert plan.running_steps("ffn") == [0, 1, 2, 5]
     assert plan.home_layer("mha", 5) == 5
     assert plan.home_layer("mha", 3) is None
@@ -64,6 +63,19 @@ def test_fewer_steps_than_modules_run_where_they_are_needed_most():
     assert plan.mha_layers == (0, 1, 2, 3, 4, 5)
     assert plan.running_steps("mha") == [0, 5]  # the last of the order; 3 was dear to remove, but not dearest
     assert plan.running_steps("ffn") == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reach"),
+    [
+        ({}, "home"), ({"depth": 6}, "home"), ({"mha_steps": 5}, "home"), ({"depth": 7}, "all"), ({"depth": 3}, "all"),
+        ({"modules_per_token": 2}, "all"), ({"init": "random"}, "all"), ({"reach": "skip"}, "skip"),
+    ],
+)  # fmt: skip
+def test_without_a_word_on_reach_steps_are_static_where_nothing_else_is_asked(changes, reach):
+    request = Request(**{"mha": 3, "ffn": 4, **changes})
+    assert reach_of(request, 6) == reach
+    assert choose_homes(SIX, request) == choose_homes(SIX, dataclasses.replace(request, reach=reach))
 
 
 @pytest.mark.parametrize(
