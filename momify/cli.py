@@ -65,11 +65,13 @@ def run(
 def _run(loaded: "Recipe", quiet: bool, as_json: bool, resume: bool = False, overwrite: bool = False) -> None:
     """Run a recipe and show its verdict on the last line."""
     screen = open_screen(quiet, as_json)
+    from momify.evaluation import check_tasks_data
     from momify.pipeline import check, run_all
     from momify.runs import opened_run
     from momify.train.fit import Stopped
 
     check(loaded, screen)
+    check_tasks_data(loaded.eval)
     with opened_run(loaded, resume, overwrite) as folder:
         screen.to_log(folder.log)
         report = run_all(loaded, folder, screen, resume)
@@ -95,7 +97,7 @@ def convert(
     ] = None,
     reach: Annotated[
         str | None,
-        typer.Option(help="What a running step may choose: all, skip (home or SKIP), home; home where K is 1 if left out."),
+        typer.Option(help="What a running step may choose: all, skip (home or SKIP), home (if left out and K is 1)."),
     ] = None,
     init: Annotated[str, typer.Option(help="home: start as the pruned source; random: the paper's start.")] = "home",
     calibration: Annotated[

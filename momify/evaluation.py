@@ -16,13 +16,15 @@ from momify.evaluate.perplexity import Perplexity
 from momify.evaluate.ppl import Ppl, from_score
 from momify.evaluate.results import read_results
 from momify.evaluate.tasks import make_tasks
-from momify.files import sha256_of_files
+from momify.files import read_json, sha256_of_files, write_json
 from momify.models import load_model, locate
 from momify.recipe import EvalBlock
+from momify.report.tasks import comparison_table, protocol_lines
 from momify.screen import Screen
 from momify.subject import Subject
 
 Json = dict[str, Any]
+SUMMARIES = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,60 @@ def evaluate(subject: Subject, settings: EvalBlock, options: EvalOptions, screen
         place = run.Place(subject.results / "eval", options.keep_heads, screen.say, progress)
         outcomes = run.evaluate(tasks, contestants, settings.seeds, place)
     found = [summary(outcome) for outcome in outcomes]
-    overall = average([outcome for outcome in outcomes if outcome.task.name in GLUE])
-    return [*found, overall] if overall else found
+    if overall := average([outcome for outcome in outcomes if outcome.task.name in GLUE]):
+        found.append(overall)
+    keep_summaries(subject.results / "eval" / SUMMARIES, found)
+    return found
+
+
+def check_tasks_data(settings: EvalBlock) -> None:
+    """Raise MomifyError now for what would end an evaluation after hours of training: data that are missing or wrong.
+
+    The hub is not asked.
+    """
+    fine_tuned = [task for task in settings.tasks if task != "ppl"]
+    if fine_tuned and settings.data_dir is not None:
+        tasks = settings.model_copy(update={"tasks": fine_tuned})
+        make_tasks(tasks, lambda: None, lambda line: None)
+
+
+def keep_summaries(path: Path, found: list[Json]) -> None:
+    """Keep the newest summary of each task for the report; a quick look does not take the place of a whole one."""
+    kept = {one["task"]: one for one in read_summaries(path)}
+    for one in found:
+        before = kept.get(one["task"])
+        same = before is not None and _weights(before) == _weights(one)
+        if not (same and one["limited"] and not before["limited"]):
+            kept[one["task"]] = one
+    write_json(path, {"tasks": list(kept.values())})
+
+
+def kept_summaries(subject: Subject, screen: Screen) -> list[Json]:
+    """What was kept of tasks (but for ppl, which a report measures itself) with the very weights of today."""
+    now = {role: contestant(role, subject, screen).sha256 for role in ("source", "mom")}
+    kept = read_summaries(subject.results / "eval" / SUMMARIES)
+    return [one for one in kept if one["task"] != "ppl" and now.items() <= _weights(one).items()]
+
+
+def read_summaries(path: Path) -> list[Json]:
+    """Kept summaries, none where there are none. Raises MomifyError for what momify did not write."""
+    if not path.exists():
+        return []
+    try:
+        tasks = read_json(path)["tasks"]
+        for one in tasks:
+            _ = one["task"], one["limited"], _weights(one)
+        comparison_table(tasks)
+        protocol_lines(tasks)
+        return tasks
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+        raise MomifyError(
+            f"{path} is not what momify eval keeps for the report; remove it and evaluate again"
+        ) from None
+
+
+def _weights(one: Json) -> dict[str, str]:
+    return {role: found["sha256"] for role, found in one["models"].items()}
 
 
 def evaluate_ppl(subject: Subject, options: EvalOptions, screen: Screen) -> dict[str, Perplexity]:

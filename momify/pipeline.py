@@ -21,7 +21,7 @@ from momify.data.blocks import TokenData, load_tokens
 from momify.data.documents import Corpus, read_corpus
 from momify.data.tokenizer import check_same_tokens, load_tokenizer, train_tokenizer
 from momify.errors import MomifyError
-from momify.evaluation import EvalOptions, evaluate, evaluate_ppl, kept_start
+from momify.evaluation import EvalOptions, evaluate, evaluate_ppl, kept_start, kept_summaries
 from momify.export.mom import export_mom
 from momify.files import read_json, whole_folder, write_text
 from momify.measure.paths import Paths, leave_one_out, trace_paths
@@ -276,7 +276,8 @@ def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[
     pair = Pair(name, load_dense(source), subject.name, load_mom(subject.folder))
     data = load_tokens(subject.data(options.data, options.column), load_tokenizer(subject.folder))
     origin = Origin(name, source.sha256, subject.recipe.run.seed, subject.recipe.model_dump(), command_line())
-    looks = Looks(training=read_training(subject.run.metrics) if subject.run else None)
+    training = read_training(subject.run.metrics) if subject.run else None
+    looks = Looks(training=training, tasks=kept_summaries(subject, screen))
     with screen.progress("measuring") as progress:
         report = measure_pair(pair, data, quality_of(scored, trained), origin, looks, progress)
     write_report(report, subject.results)

@@ -60,9 +60,11 @@ def summary(outcome: Outcome) -> Json:
         "higher_is_better": task.higher_is_better,
         "limited": task.limited,
         "seeds": list(outcome.seeds),
+        "covers": None,
         "models": {
             role: {
                 "metrics": {name: _spread_json(found) for name, found in spreads[role].items()},
+                "sha256": outcome.sha256[role],
                 "protocol": scores[0].protocol,
                 "notes": sorted({score.note for score in scores if score.note}),
                 "seconds": sum(score.seconds for score in scores),
@@ -122,7 +124,13 @@ def average(outcomes: list[Outcome]) -> Json | None:
         "seeds": list(counted[0].seeds),
         "covers": [one.task.name for one in counted],
         "models": {
-            role: {"metrics": {"average": _spread_json(found["average"])}, "protocol": "", "notes": [], "seconds": 0.0}
+            role: {
+                "metrics": {"average": _spread_json(found["average"])},
+                "sha256": counted[0].sha256[role],
+                "protocol": "",
+                "notes": [],
+                "seconds": 0.0,
+            }
             for role, found in spreads.items()
         },
         "differences": _differences(spreads, ("average",)),

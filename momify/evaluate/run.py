@@ -96,4 +96,5 @@ def _outcome(task: Task, units: list[_Unit], kept: dict[str, Results]) -> Outcom
     scores: dict[str, list[Score]] = {}
     for unit in units:
         scores.setdefault(unit.one.role, []).append(_find(unit, kept))
-    return Outcome(task, tuple(dict.fromkeys(unit.seed for unit in units)), scores, task.baselines())
+    weights = {unit.one.role: unit.one.sha256 for unit in units}
+    return Outcome(task, tuple(dict.fromkeys(unit.seed for unit in units)), scores, task.baselines(), weights)

@@ -63,9 +63,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The scores of one task: by role, one a seed."""
+    """The scores of one task: by role, one a seed; and the hash of each role's weights."""
 
     task: Task
     seeds: tuple[int | None, ...]
     scores: dict[str, list[Score]]
     baselines: list[Baseline]
+    sha256: dict[str, str]

@@ -29,11 +29,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Looks:
-    """What is shown where it was looked at: speeds (one entry a batch size), routing, training curves."""
+    """What is shown where it was looked at: speeds (one entry a batch size), routing, training curves, tasks."""
 
     latency: tuple[Latency, ...] = ()
     routing: RoutingUse | None = None
     training: Json | None = None
+    tasks: list[Json] | None = None
+    """What `momify eval` kept: summaries of momify.evaluate.compare."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def build_report(
             "memory": _memory(source.memory, mom.memory),
             "speed": _speed(looks.latency) if looks.latency else None,
             "perplexity": _perplexity(quality),
+            "tasks": looks.tasks or None,
             "training": looks.training,
             "routing": None if looks.routing is None else _routing(looks.routing),
             "provenance": _provenance(provenance),

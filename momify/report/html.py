@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from momify.report.charts import Chart, line_chart
+from momify.report.tasks import comparison_table, protocol_lines
 from momify.report.words import Json, amount, percent, perplexity_percent, perplexity_text, size, three_figures
 
 Show = Callable[[float], str]
@@ -56,6 +57,8 @@ def render_html(report: Json) -> str:
         loads=_loads(report["memory"]),
         speed=None if report["speed"] is None else _speed(report["speed"]),
         quality=_quality(report["perplexity"]),
+        tasks=comparison_table(report.get("tasks") or []),
+        protocols=protocol_lines(report.get("tasks") or []),
         charts=_charts(report),
         heats=[] if report["routing"] is None else [_heat(report["routing"], kind) for kind in KINDS],
         facts=_facts(report["provenance"]),

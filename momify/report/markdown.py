@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
+from momify.report.tasks import comparison_table, protocol_lines
 from momify.report.words import Json, amount, percent, perplexity_percent, perplexity_text, size, three_figures
 
 
@@ -35,6 +36,7 @@ def render_markdown(report: Json) -> str:
         "\n".join(f"- {escape(found['text'])}" for found in report["findings"]),
         _overview(report),
         _quality(report["perplexity"]),
+        _tasks(report.get("tasks")),
         _training(report["training"]),
         _macs(report["macs"]),
         _memory(report["memory"]),
@@ -71,6 +73,16 @@ def _quality(perplexity: Json) -> str:
     rows = [_quality_row(name, source, perplexity[key]) for name, key in names]
     lines = ["## Perplexity", f"Protocol: {escape(perplexity['protocol'])}."]
     return "\n\n".join([*lines, table(["model", "perplexity", "change", "loss, nats", "bits per byte"], rows)])
+
+
+def _tasks(tasks: list[Json] | None) -> str:
+    """What `momify eval` found, and how."""
+    if not tasks:
+        return ""
+    columns, rows = comparison_table(tasks)
+    cells = table([escape(column) for column in columns], [[escape(cell) for cell in row] for row in rows])
+    lines = "\n".join(f"- {escape(line)}" for line in protocol_lines(tasks))
+    return "\n\n".join(["## Tasks", cells, lines])
 
 
 def _quality_row(name: str, source: Json, found: Json | None) -> list[str]:

@@ -40,11 +40,9 @@ def protocol_lines(summaries: list[Json]) -> list[str]:
         lines += [f"{one['task']}{', ' + role if role else ''}: {text}{tail}" for role, text in shown.items()]
         for role, found in one["models"].items():
             lines += [f"{one['task']}, {role}: {note}" for note in found["notes"]]
-        if "covers" in one:
+        if one["covers"]:
             lines.append(f"{one['task']} average: the mean of the main metrics of {', '.join(one['covers'])}")
-    hows = dict.fromkeys(
-        f"{b['name']}: {b['how']}" for one in summaries for b in one["baselines"] if "covers" not in one
-    )
+    hows = dict.fromkeys(f"{b['name']}: {b['how']}" for one in summaries for b in one["baselines"] if not one["covers"])
     if hows:
         lines.append("baselines: " + "; ".join(hows))
     if any(one["differences"] for one in summaries):

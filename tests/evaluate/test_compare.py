@@ -22,7 +22,7 @@ def outcome(name: str, seeded: bool = True, **values: list[float | None]) -> Out
         Baseline("majority", "always it", {"accuracy": 50.0}),
         Baseline("random", "guesses", {"accuracy": 40.0}),
     ]
-    return Outcome(task, seeds, scores, baselines)
+    return Outcome(task, seeds, scores, baselines, {role: f"hash of {role}" for role in scores})
 
 
 def test_mean_and_sample_deviation() -> None:

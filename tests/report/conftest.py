@@ -34,6 +34,36 @@ TRAINING = {
 }  # fmt: skip
 
 
+def spread(mean: float, deviation: float | None = None) -> dict[str, Any]:
+    return {"mean": mean, "deviation": deviation, "values": [mean]}
+
+
+TASKS = [
+    {
+        "task": "rte", "main": "accuracy", "shown": ["accuracy"], "higher_is_better": True, "limited": True,
+        "seeds": [0, 1], "covers": None,
+        "models": {
+            "source": {"metrics": {"accuracy": spread(61.5, 1.25)}, "sha256": "a", "protocol": "dev set: 277 examples",
+                       "notes": [], "seconds": 2.0},
+            "mom": {"metrics": {"accuracy": spread(60.0, 0.5)}, "sha256": "b", "protocol": "dev set: 277 examples",
+                    "notes": ["all predictions are equal"], "seconds": 2.0},
+        },
+        "differences": {"mom": {"accuracy": {"difference": -1.5, "standard_error": 0.95,
+                                             "verdict": "within the spread"}}},
+        "baselines": [{"name": "majority", "how": "always the commonest", "metrics": {"accuracy": 52.7}}],
+    },
+    {
+        "task": "glue", "main": "average", "shown": ["average"], "higher_is_better": True, "limited": False,
+        "seeds": [0, 1], "covers": ["rte", "cola"],
+        "models": {"source": {"metrics": {"average": spread(40.0)}, "sha256": "a", "protocol": "", "notes": [],
+                              "seconds": 0.0},
+                   "mom": {"metrics": {"average": None}, "sha256": "b", "protocol": "", "notes": [], "seconds": 0.0}},
+        "differences": {"mom": {}},
+        "baselines": [],
+    },
+]  # fmt: skip
+
+
 def scored(perplexity: float, loss: float = 2.5) -> Perplexity:
     protocol = "block 16, stride 16, 160 tokens, float32, first token of a window unscored"
     return Perplexity(loss, perplexity, 1.25, 160, 150, 10, protocol)
@@ -75,7 +105,7 @@ def parts(make_gpt2: Callable[..., GPT2LMHeadModel], _measured: Parts) -> Parts:
         origin = Origin("gpt2-tiny", "ab" * 32, 0, {"run": {"name": "x"}}, "momify run x.yaml")
         _measured["provenance"] = collect_provenance(origin)
         latency = tuple(measure_latency(models, batch[:, :8], Timing(4, 2, 0)) for batch in batches)
-        _measured["looks"] = Looks(latency, collect(models["mom"], inputs), TRAINING)
+        _measured["looks"] = Looks(latency, collect(models["mom"], inputs), TRAINING, TASKS)
     return dict(_measured)
 
 

@@ -100,6 +100,9 @@ def hostile(report: dict) -> dict:
     report["provenance"] |= {"notes": [HOSTILE], "command": HOSTILE, "recipe": {"a": HOSTILE}}
     report["provenance"]["machine"] = {HOSTILE: HOSTILE}
     report["speed"]["runs"][0]["protocol"] = HOSTILE
+    rte = report["tasks"][0]
+    rte["task"] = rte["models"]["mom"]["notes"][0] = rte["baselines"][0]["how"] = HOSTILE
+    rte["models"][HOSTILE] = rte["models"]["mom"]
     return report
 
 

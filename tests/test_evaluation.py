@@ -1,0 +1,150 @@
+"""`momify eval` end to end on tiny models and files: who takes part, what is shown, what is kept, what is refused."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+from momify.cli import main
+from momify.data.tokenizer import train_tokenizer
+
+TEXTS = [f"the cat {i} sat on the mat, the hat and the rat {'so ' * (i % 7)}\n" * 6 for i in range(60)]
+HEAD = "index\tsentence1\tsentence2\tlabel\n"
+FAST = ("--set", "epochs=1", "--set", "max_length=32", "--set", "learning_rate=1e-3")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny source, a run made from it, and data."""
+    folder = tmp_path_factory.mktemp("made")
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(TEXTS, 280)
+    sizes = {"vocab_size": 280, "n_positions": 80, "n_embd": 32, "n_layer": 3, "n_head": 4}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(folder / "src")
+    tokenizer.save_pretrained(folder / "src")
+    (folder / "text.txt").write_text("<|endoftext|>\n".join(TEXTS))
+    for task, label in (("RTE", ("entailment", "not_entailment")), ("WNLI", ("0", "1")), ("CoLA", None)):
+        place = folder / "data" / "glue" / task
+        place.mkdir(parents=True)
+        for name, count in (("train", 20), ("dev", 10)):
+            rows = [
+                f"{i}\tthe cat {i}\tthe hat\t{label[i % 2]}" if label else f"x\t{i % 2}\t\tthe cat {i}"
+                for i in range(count)
+            ]
+            (place / f"{name}.tsv").write_text((HEAD if label else "") + "\n".join(rows) + "\n")
+    (folder / "data" / "xsum").mkdir()
+    for name, count in (("train", 8), ("test", 4)):
+        rows = [json.dumps({"document": f"the cat {i} sat on the mat", "summary": f"cat {i}"}) for i in range(count)]
+        (folder / "data" / "xsum" / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def there(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(made, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    monkeypatch.setenv("MOMIFY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "240")
+    return tmp_path / "w"
+
+
+@pytest.fixture
+def momify(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["momify", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capfd.readouterr()
+
+    return call
+
+
+Momify = Callable[..., tuple[int, str, str]]
+
+
+def test_a_run_beside_its_source_on_everything(there: Path, momify: Momify) -> None:
+    assert momify("convert", "src", "--mha", 2, "--ffn", 2, "--calibration", "text.txt", "--name", "c")[0] == 0
+    command = ("eval", "c", "--tasks", "glue,xsum,ppl", "--data-dir", "data", "--seeds", "0,1", "--keep-heads", *FAST,
+               "--set", "max_length=null")  # fmt: skip
+    code, out, err = momify(*command)
+    assert (code, err) == (0, ""), err
+    assert "glue without sst2, mrpc, stsb, qqp, mnli, qnli (" in out
+    words = ["source", "mom", "difference", "over seeds", "majority", "random", "rouge1", "bits_per_byte", "lead"]
+    words += ["glue average: the mean of the main metrics of cola, rte", "2 standard errors", "seeds 0, 1"]
+    assert [word for word in words if word not in out] == []
+    kept = {path.name for path in (there / "runs/c/eval").iterdir()}
+    assert kept == {"cola.json", "rte.json", "wnli.json", "xsum.json", "ppl.json", "scores.json", "heads"}
+    assert len(json.loads((there / "runs/c/eval/rte.json").read_text())["entries"]) == 4
+    GPT2ForSequenceClassification.from_pretrained(there / "runs/c/eval/heads/rte/source-seed1")
+    code, out, _ = momify(*command, "--json")
+    found = json.loads(out)
+    assert list(found) == ["cola", "rte", "wnli", "xsum", "ppl", "glue"]
+    assert set(found["rte"]["models"]) == {"source", "mom"}
+    assert found["rte"]["models"]["mom"]["seconds"] == sum(
+        entry["score"]["seconds"] for entry in json.loads((there / "runs/c/eval/rte.json").read_text())["entries"]
+        if entry["role"] == "mom")  # fmt: skip  # nothing was scored again
+    assert found["glue"]["covers"] == ["cola", "rte"]
+
+
+def test_dense_folders_and_others_by_name(there: Path, momify: Momify) -> None:
+    shutil.copytree("src", "other")
+    command = ("eval", "src", "--tasks", "wnli", "--data-dir", "data", "--also", "other", "--limit", 5)
+    code, out, _ = momify(*command, *FAST, "--json")
+    found = json.loads(out)["wnli"]
+    assert (code, list(found["models"])) == (0, ["gpt2", "other"])
+    assert found["limited"]
+    assert found["differences"]["other"]["accuracy"]["difference"] == 0.0  # the same weights and seed
+    assert found["differences"]["other"]["accuracy"]["verdict"] == "one seed, spread unknown"
+    assert "5 of 10 (limited) examples; trained on 5 of 20 (limited)" in found["models"]["gpt2"]["protocol"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tasks", "rtee"), "unknown task 'rtee'; did you mean 'rte'?"),
+        (("--tasks", ","), "no task is named"),
+        (("--tasks", "rte", "--data-dir", "nowhere"), "data folder nowhere does not exist"),
+        (("--tasks", "sst2", "--data-dir", "data"), "SST-2/train.tsv does not exist"),
+        (("--seeds", "0,x"), "seeds.1"),
+        (("--set", "epoch=3"), "did you mean 'epochs'"),
+        (("--set", "epochs"), "is not of the form"),
+        (("--tasks", "xsum", "--data-dir", "data", "--set", "max_length=40"), "raise eval.max_length"),
+        (("--tasks", "wnli", "--data-dir", "data", "--also", "gpt2"), "a model of that name takes part already"),
+        (("--tasks", "wnli", "--data-dir", "data", "--also", "no/where/else"), "no/where/else does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: tuple[str, ...], said: str, there: Path, momify: Momify) -> None:
+    code, _, err = momify("eval", "src", *arguments)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert said in err
+
+
+def test_run_scores_the_tasks_of_its_recipe_and_checks_their_data_first(there: Path, momify: Momify) -> None:
+    recipe = """
+run: {name: all}
+source: {model: src}
+mom: {mha: 2, ffn: 2, calibration_blocks: 2}
+data: {train: text.txt, block_length: 32}
+train: {steps: 2, batch_size: 2, precision: fp32}
+eval: {tasks: [ppl, rte], data_dir: data, seeds: [0, 1], epochs: 1, limit: 8}
+"""
+    (there / "all.yaml").write_text(recipe)
+    code, _, err = momify("run", "all.yaml", "eval.tasks=[mrpc]")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "MRPC/train.tsv does not exist" in err
+    assert not (there / "runs").exists()
+    assert momify("run", "all.yaml")[0] == 0
+    report = json.loads((there / "runs/all/report.json").read_text())
+    (rte,) = report["tasks"]
+    assert (rte["task"], list(rte["models"]), rte["limited"]) == ("rte", ["source", "mom"], True)
+    assert "| rte (limited) | accuracy |" in (there / "runs/all/report.md").read_text()
+    assert "rte (limited)" in (there / "runs/all/report.html").read_text()
