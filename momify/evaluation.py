@@ -134,7 +134,8 @@ def ppl_task(subject: Subject, options: EvalOptions) -> Ppl:
 
 def contestants_of(subject: Subject, options: EvalOptions, screen: Screen) -> list[Contestant]:
     """Who is scored: the source first, then the subject, then the others. Raises MomifyError for a name twice."""
-    roles = options.roles or (("source", "mom") if subject.kind == "mom" and options.baseline else (subject.kind,))
+    beside = ("source", "mom") if options.baseline else ("mom",)
+    roles = options.roles or (beside if subject.kind == "mom" else ("dense",))
     found = [contestant(role, subject, screen) for role in roles]
     for name in options.also:
         if name in [one.role for one in found]:

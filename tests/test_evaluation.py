@@ -100,11 +100,11 @@ def test_dense_folders_and_others_by_name(there: Path, momify: Momify) -> None:
     command = ("eval", "src", "--tasks", "wnli", "--data-dir", "data", "--also", "other", "--limit", 5)
     code, out, _ = momify(*command, *FAST, "--json")
     found = json.loads(out)["wnli"]
-    assert (code, list(found["models"])) == (0, ["gpt2", "other"])
+    assert (code, list(found["models"])) == (0, ["dense", "other"])
     assert found["limited"]
     assert found["differences"]["other"]["accuracy"]["difference"] == 0.0  # the same weights and seed
     assert found["differences"]["other"]["accuracy"]["verdict"] == "one seed, spread unknown"
-    assert "5 of 10 (limited) examples; trained on 5 of 20 (limited)" in found["models"]["gpt2"]["protocol"]
+    assert "5 of 10 (limited) examples; trained on 5 of 20 (limited)" in found["models"]["dense"]["protocol"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_dense_folders_and_others_by_name(there: Path, momify: Momify) -> None:
         (("--set", "epoch=3"), "did you mean 'epochs'"),
         (("--set", "epochs"), "is not of the form"),
         (("--tasks", "xsum", "--data-dir", "data", "--set", "max_length=40"), "raise eval.max_length"),
-        (("--tasks", "wnli", "--data-dir", "data", "--also", "gpt2"), "a model of that name takes part already"),
+        (("--tasks", "wnli", "--data-dir", "data", "--also", "dense"), "a model of that name takes part already"),
         (("--tasks", "wnli", "--data-dir", "data", "--also", "no/where/else"), "no/where/else does not exist"),
     ],
 )
