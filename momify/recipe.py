@@ -198,7 +198,7 @@ class MomBlock(Block):
     gone) or leave_one_out; or by cosine (ShortGPT's block influence), magnitude, every_other (DistilGPT2's way)."""
     calibration_blocks: Positive = 16
     """Blocks of training text on which importance is measured."""
-    refit_tokens: Annotated[int, Field(ge=0)] = 32_768
+    refit_tokens: Annotated[int, Field(ge=0)] = 131_072
     """Tokens on which kept modules are refitted, in closed form, to make up for removed ones; 0: not at all."""
     skipped_keys: Literal["home", "masked"] = "home"
     """A token that skips attention: its key and value kept for the others, or masked."""

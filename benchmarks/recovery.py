@@ -1,0 +1,183 @@
+"""How much of the source's quality each way of compressing gets back: the table of docs/results.md, row by row.
+
+Every row has the same pool sizes, text, data order, schedule and number of tokens; only what the row names differs.
+Ratios are held-out perplexity over the source's, on the first 65,536 held-out tokens, block = stride. Each cell is a
+run of its own under --out, found again when the script is started anew.
+
+    python benchmarks/recovery.py --source builtin:demo --trained-tokens 21299200 --data builtin:demo
+    python benchmarks/recovery.py --rows static,momify --shares 0.07 --seeds 0,1,2 ...
+"""
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from momify.convert.source import read_config
+from momify.convert.stored_mom import read_mom_config
+from momify.evaluate.results import read_results
+from momify.files import write_json
+from momify.measure.cost import dense_macs, kv_bytes_per_token, mom_macs, parameters, planned_usage
+from momify.models import locate
+from momify.pipeline import train
+from momify.recipe import Recipe, make_recipe
+from momify.runs import opened_run
+from momify.screen import Screen
+
+HELD_OUT = 65_536
+SMALL = {"mha": 6, "ffn": 9}
+BARE = {"refit_tokens": 0}
+
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "control": ("the source, trained on", {"mom": {"mha": 12, "ffn": 12},
+                                           "train": {"distill": 0.0, "cross_entropy": 1.0}}),
+    "every_other": ("every other layer's (DistilGPT2's way)", {"mom": {**BARE, "importance": "every_other"}}),
+    "cosine": ("lowest block influence (ShortGPT's measure)", {"mom": {**BARE, "importance": "cosine"}}),
+    "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
+    "static": ("greedy by loss, left out", {"mom": BARE}),
+    "momify": ("greedy by loss, what stays refitted: momify's default", {}),
+    "routed": ("the same with routers that explore (K = 1, every module in reach)", {"mom": {"reach": "all"}}),
+    "reuse": ("removed half-layers run a neighbour's module", {"mom": {**BARE, "mha_steps": 12, "ffn_steps": 12}}),
+    "paper_k1": ("the paper's way, K = 1", {"mom": {"init": "random"}, "train": {"balance": 0.01, "explore": 0.0}}),
+    "paper_k2": ("the paper's way, K = 2", {"mom": {"init": "random", "modules_per_token": 2},
+                                            "train": {"balance": 0.01}}),
+    "few_mha": ("12 -> 3 attention modules, all 12 feed-forward: momify's default", {"mom": {"mha": 3, "ffn": 12}}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all cells share: the source, tokens that it was trained on, text, block, settings of the training."""
+
+    source: str
+    trained_tokens: int
+    data: dict[str, Any]
+    train: dict[str, Any]
+    out: Path
+
+    @property
+    def block(self) -> int:
+        """Tokens of a sequence."""
+        return self.data["block_length"]
+
+    def recipe(self, row: str, share: float, seed: int) -> Recipe:
+        """The recipe of one cell: `share` of the source's own training tokens."""
+        changes = ROWS[row][1]
+        per_step = self.train["batch_size"] * self.block
+        steps = max(1, round(share * self.trained_tokens / per_step))
+        name = f"{row}-{share:g}-seed{seed}"
+        values = {
+            "run": {"name": name, "seed": seed, "dir": str(self.out / name)},
+            "source": {"model": self.source},
+            "mom": {**SMALL, **changes.get("mom", {})},
+            "data": self.data,
+            "train": {**self.train, "steps": steps, "save_every": max(steps, 1), "keep": 1, **changes.get("train", {})},
+            "eval": {"limit": HELD_OUT},
+        }
+        return make_recipe(values, name)
+
+
+def run_cell(study: Study, row: str, share: float, seed: int, screen: Screen) -> dict[str, Any]:
+    """Train one cell, or read what it came to; ratios, costs, and tokens per second of its training."""
+    recipe = study.recipe(row, share, seed)
+    result = recipe.folder / "cell.json"
+    if not result.is_file():
+        began = time.monotonic()
+        resume = (recipe.folder / "recipe.yaml").is_file()
+        with opened_run(recipe, resume) as run:
+            if train(recipe, run, screen, resume):
+                raise SystemExit(f"stopped at {recipe.run.name}; start again to go on")
+            write_json(result, {**outcome(study, recipe), "seconds": time.monotonic() - began})
+    found = json.loads(result.read_text())
+    print(f"{recipe.run.name}: {found['before']:.3f} -> {found['after']:.4f}", flush=True)
+    return found
+
+
+def outcome(study: Study, recipe: Recipe) -> dict[str, Any]:
+    """The cell's numbers, from its run folder."""
+    logged = [json.loads(line) for line in (recipe.folder / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in logged if "eval_perplexity" in line][-1]
+    speeds = [line["tokens_per_second"] for line in logged if "tokens_per_second" in line]
+    kept = {entry.role: entry.score.metrics for entry in read_results(recipe.folder / "eval" / "ppl.json")}
+    source, start = (kept[role]["perplexity"] for role in ("source", "start"))
+    config, dense, length = read_mom_config(recipe.folder / "model"), read_config(locate(study.source)), study.block
+    macs = mom_macs(config, 1, length, planned_usage(config, 1, length)).total / dense_macs(dense, 1, length).total
+    return {
+        "tokens": recipe.train.steps * recipe.train.batch_size * length,
+        "source": source,
+        "before": start / source,
+        "after": last["eval_perplexity"] / source,
+        "parameters": parameters(config).total / parameters(dense).total,
+        "macs": macs,
+        "kv": kv_bytes_per_token(config) / kv_bytes_per_token(dense),
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+    }
+
+
+def write_table(cells: dict[tuple[str, float], list[dict[str, Any]]], shares: list[float]) -> str:
+    """Markdown: a row each way, means over seeds with their half range."""
+    heads = [f"after {share:.1%}" for share in shares]
+    lines = [
+        "| | parameters | MACs | KV | before | " + " | ".join(heads) + " | tokens/s |",
+        "|---|" + "---:|" * (5 + len(heads)),
+    ]
+    for row, (title, _) in ROWS.items():
+        mine = {share: cells[row, share] for share in shares if (row, share) in cells}
+        if mine:
+            one = next(iter(mine.values()))
+            costs = [f"{one[0][name]:.2f}" for name in ("parameters", "macs", "kv")]
+            after = [_spread([cell["after"] for cell in mine[share]]) if share in mine else "-" for share in shares]
+            before = _spread([cell["before"] for cell in one])
+            speed = [
+                cell["tokens_per_second"] for found in mine.values() for cell in found if cell["tokens_per_second"]
+            ]
+            shown = f"{statistics.median(speed):,.0f}" if speed else "-"
+            lines.append(f"| {title} (`{row}`) | " + " | ".join([*costs, before, *after, shown]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    """1.052, or with several seeds 1.052 ± 0.003 (half the range)."""
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.mean(values):.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "")
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="builtin:demo", help="hub name, folder or builtin:demo")
+    parser.add_argument("--trained-tokens", type=int, default=21_299_200, help="tokens that the source was trained on")
+    parser.add_argument("--data", nargs="+", default=["builtin:demo"])
+    parser.add_argument("--valid", nargs="+", help="held-out text; documents of --data if left out")
+    parser.add_argument("--block", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences a step")
+    parser.add_argument("--learning-rate", type=float, default=1.0e-3)
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--shares", default="0.025,0.07,0.25", help="of the tokens that the source was trained on")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--out", type=Path, default=Path("runs/recovery"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the cells asked for, then print the table of all that are there."""
+    given = read_arguments()
+    data = {"train": given.data, "valid": given.valid, "block_length": given.block}
+    settings = {"batch_size": given.batch_size, "learning_rate": given.learning_rate}
+    study = Study(given.source, given.trained_tokens, data, settings, given.out)
+    screen, shares = Screen(Console(stderr=True), quiet=True), [float(share) for share in given.shares.split(",")]
+    cells: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for share in shares:
+        for row in given.rows.split(","):
+            for seed in map(int, given.seeds.split(",")):
+                cells.setdefault((row, share), []).append(run_cell(study, row, share, seed, screen))
+    print(write_table(cells, shares))
+
+
+if __name__ == "__main__":
+    main()
