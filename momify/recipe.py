@@ -254,6 +254,8 @@ class EvalBlock(Block):
     @model_validator(mode="after")
     def _known(self) -> "EvalBlock":
         check_tasks(self.tasks)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} name one twice, which would make the spread look smaller")
         return self
 
 

@@ -115,6 +115,7 @@ def test_dense_folders_and_others_by_name(there: Path, momify: Momify) -> None:
         (("--tasks", "rte", "--data-dir", "nowhere"), "data folder nowhere does not exist"),
         (("--tasks", "sst2", "--data-dir", "data"), "SST-2/train.tsv does not exist"),
         (("--seeds", "0,x"), "seeds.1"),
+        (("--seeds", "1,1"), "name one twice"),
         (("--set", "epoch=3"), "did you mean 'epochs'"),
         (("--set", "epochs"), "is not of the form"),
         (("--tasks", "xsum", "--data-dir", "data", "--set", "max_length=40"), "raise eval.max_length"),

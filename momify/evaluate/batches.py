@@ -46,6 +46,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids
     return rows
 
 
+def check_vocabulary(rows: Sequence[Ids], entries: int) -> None:
+    """Raise MomifyError for ids that a model of so many entries does not know: an index error deep inside otherwise."""
+    highest = max((max(row) for row in rows), default=0)
+    if highest >= entries:
+        raise MomifyError(
+            f"token id {highest} does not fit the model's {entries} entries: use the model's own tokenizer"
+        )
+
+
 def join(first: Ids, middle: Ids, second: Ids, most: int) -> Ids:
     """`first` + `middle` + `second` in at most `most` ids: the longer of both loses its end until it fits."""
     room = most - len(middle)

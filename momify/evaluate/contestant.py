@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from momify.data.blocks import tokenizer_hash
 
 
 @dataclass(frozen=True)
@@ -17,3 +20,8 @@ class Contestant:
     sha256: str
     load: Callable[[], PreTrainedModel]
     tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """Hash of all that decides what ids a text gets."""
+        return tokenizer_hash(self.tokenizer)

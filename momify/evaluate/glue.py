@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from momify.data.blocks import tokenizer_hash
-from momify.evaluate.batches import Batch, Ids, by_length, encode, end_of_text, join, pad, shuffled
+from momify.evaluate.batches import Batch, Ids, by_length, check_vocabulary, encode, end_of_text, join, pad, shuffled
 from momify.evaluate.classifier import make_classifier
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.fine_tune import FineTuning, autocast, device, fine_tune
@@ -62,7 +61,7 @@ class Glue:
     def key(self, one: Contestant) -> Key:
         """Weights, tokenizer, data, and how it is learned."""
         settings = {**asdict(self.settings), "max_length": self.max_length, "between": BETWEEN}
-        return {"sha256": one.sha256, "tokenizer": tokenizer_hash(one.tokenizer), "data": self._data_hash, **settings}
+        return {"sha256": one.sha256, "tokenizer": one.tokenizer_sha256, "data": self._data_hash, **settings}
 
     def work(self, one: Contestant) -> int:
         """Optimizer steps and scored batches."""
@@ -81,6 +80,7 @@ class Glue:
         reader = _Reader(self.spec, one.tokenizer, length)
         set_seed(turn.seed)  # dropout; order and head have draws of their own
         train = reader.read(self.data.train)
+        check_vocabulary(train.rows, model.config.vocab_size)
         fine_tune(model, self._steps(train, turn.seed), self.settings.steps(len(train.rows)), _loss, self.settings,
                   turn.tick)  # fmt: skip
         pairs = {suffix: self._predict(model, reader.read(split), turn) for suffix, split in self.data.dev.items()}

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from momify.data.blocks import tokenizer_hash
 from momify.errors import MomifyError
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.fine_tune import device
@@ -76,7 +75,7 @@ class LmEval:
         """Weights, tokenizer, lm-eval's version, and the task as lm-eval resolved it."""
         return {
             "sha256": one.sha256,
-            "tokenizer": tokenizer_hash(one.tokenizer),
+            "tokenizer": one.tokenizer_sha256,
             "lm_eval": version(),
             "task": self._loaded.sha256,
             "limit": self.limit,

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from momify.data.blocks import TokenData
 from momify.evaluate.byte_lengths import byte_lengths
 from momify.evaluate.contestant import Contestant
+from momify.evaluate.fine_tune import device
 from momify.evaluate.perplexity import Perplexity, Protocol, perplexity, windows
 from momify.evaluate.results import Key, Score
 from momify.evaluate.task import Baseline, Turn
@@ -74,7 +75,7 @@ class Ppl:
             done = windows_done // self.batch
 
         sizes = None if table is None else table[tokens]
-        found = perplexity(one.load(), tokens, self.protocol, sizes, watch)
+        found = perplexity(one.load().to(device()), tokens, self.protocol, sizes, watch)
         found = replace(found, word_perplexity=per_word(found, count_words(one.tokenizer, tokens)))
         return to_score(found)
 

@@ -46,8 +46,8 @@ class Results:
         return same[-1].score if same else None
 
     def add(self, entry: Entry) -> None:
-        """Keep one more score, on disk before this returns."""
-        self.entries.append(entry)
+        """Keep one more score, on disk before this returns, beside those of another process that scores other seeds."""
+        self.entries = [*read_results(self.path), entry]
         write_json(self.path, {"task": self.task, "entries": [asdict(one) for one in self.entries]})
 
 

@@ -16,9 +16,8 @@ from transformers import (
     set_seed,
 )
 
-from momify.data.blocks import tokenizer_hash
 from momify.errors import MomifyError
-from momify.evaluate.batches import Batch, Ids, by_length, encode, end_of_text, pad, shuffled
+from momify.evaluate.batches import Batch, Ids, by_length, check_vocabulary, encode, end_of_text, pad, shuffled
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.fine_tune import FineTuning, autocast, device, fine_tune
 from momify.evaluate.heads import keep_head
@@ -73,7 +72,7 @@ class Xsum:
     def key(self, one: Contestant) -> Key:
         """Weights, tokenizer, data, how it is learned and how it is decoded."""
         settings = {**asdict(self.settings), **asdict(self.decoding), "max_length": self.max_length, "prompt": PROMPT}
-        return {"sha256": one.sha256, "tokenizer": tokenizer_hash(one.tokenizer), "data": self._data_hash, **settings}
+        return {"sha256": one.sha256, "tokenizer": one.tokenizer_sha256, "data": self._data_hash, **settings}
 
     def work(self, one: Contestant) -> int:
         """Optimizer steps, and batches of summaries."""
@@ -91,6 +90,7 @@ class Xsum:
         set_seed(turn.seed)
         use_cache, model.config.use_cache = model.config.use_cache, False
         rows = reader.training(self.data.train.pairs)
+        check_vocabulary([ids for ids, _ in rows], model.config.vocab_size)
         fine_tune(model, self._steps(rows, reader, turn.seed), self.settings.steps(len(rows)), summary_loss,
                   self.settings, turn.tick)  # fmt: skip
         model.config.use_cache = use_cache

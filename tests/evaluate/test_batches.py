@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from momify.evaluate.batches import by_length, encode, join, pad, shuffled
+from momify.errors import MomifyError
+from momify.evaluate.batches import by_length, check_vocabulary, encode, join, pad, shuffled
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=300)
 
@@ -58,3 +59,9 @@ def test_texts_never_hold_the_padding_token_and_are_never_empty(text: str, token
     (row,) = encode(tokenizer, [text])
     assert row
     assert tokenizer.eos_token_id not in row
+
+
+def test_ids_of_another_tokenizer_are_refused() -> None:
+    check_vocabulary([[1, 9], [3]], 10)
+    with pytest.raises(MomifyError, match="token id 9 does not fit the model's 9 entries"):
+        check_vocabulary([[1, 9], [3]], 9)

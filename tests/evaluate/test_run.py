@@ -8,7 +8,7 @@ import pytest
 
 from momify.errors import MomifyError
 from momify.evaluate.contestant import Contestant
-from momify.evaluate.results import Results, Score, read_results
+from momify.evaluate.results import Entry, Results, Score, read_results
 from momify.evaluate.run import Place, evaluate, results_file
 from momify.evaluate.task import Baseline, Turn
 
@@ -134,3 +134,10 @@ def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "rte.json").write_text(text)
     with pytest.raises(MomifyError, match=r"rte\.json (is not a result file|cannot be read)"):
         Results(tmp_path / "rte.json", "rte")
+
+
+def test_two_processes_with_other_seeds_lose_nothing(tmp_path: Path) -> None:
+    one, two = (Results(tmp_path / "a.json", "a") for _ in range(2))
+    for results, seed in ((one, 0), (two, 1), (one, 2)):
+        results.add(Entry("mom", seed, {"sha256": "1"}, Score({"value": 1.0}, "")))
+    assert [entry.seed for entry in read_results(tmp_path / "a.json")] == [0, 1, 2]
