@@ -29,50 +29,53 @@ def comparison_table(summaries: list[Json]) -> Table:
 
 
 def protocol_lines(summaries: list[Json]) -> list[str]:
-    """How each number was taken: one line a task (and model, where they differ), notes, the rule, what was averaged."""
-    lines = []
+    """How each number was taken: a line a task (and model, where they differ), notes, averages, baselines, the rule."""
+    lines = [line for one in summaries for line in _task_lines(one)]
+    hows: dict[str, list[str]] = {}
     for one in summaries:
-        protocols = {role: found["protocol"] for role, found in one["models"].items() if found["protocol"]}
-        same = len(set(protocols.values())) == 1
-        shown = {"": next(iter(protocols.values()))} if same else protocols
-        seeds = [str(seed) for seed in one["seeds"] if seed is not None]
-        tail = f"; seeds {', '.join(seeds)}" if seeds and protocols else ""
-        lines += [f"{one['task']}{', ' + role if role else ''}: {text}{tail}" for role, text in shown.items()]
-        for role, found in one["models"].items():
-            lines += [f"{one['task']}, {role}: {note}" for note in found["notes"]]
-        if one["covers"]:
-            lines.append(f"{one['task']} average: the mean of the main metrics of {', '.join(one['covers'])}")
-    hows = dict.fromkeys(f"{b['name']}: {b['how']}" for one in summaries for b in one["baselines"] if not one["covers"])
-    if hows:
-        lines.append("baselines: " + "; ".join(hows))
+        for baseline in one["baselines"] if not one["covers"] else []:
+            hows.setdefault(f"{baseline['name']}: {baseline['how']}", []).append(one["task"])
+    lines += [f"{how} ({', '.join(tasks)})" for how, tasks in hows.items()]
     if any(one["differences"] for one in summaries):
         lines.append(f"over seeds: {RULE}")
     return lines
 
 
+def _task_lines(one: Json) -> list[str]:
+    protocols = {role: found["protocol"] for role, found in one["models"].items() if found["protocol"]}
+    same = len(set(protocols.values())) == 1
+    shown = {"": next(iter(protocols.values()))} if same else protocols
+    seeds = [str(seed) for seed in one["seeds"] if seed is not None]
+    tail = f"; seeds {', '.join(seeds)}" if seeds and protocols else ""
+    lines = [f"{one['task']}{', ' + role if role else ''}: {text}{tail}" for role, text in shown.items()]
+    for role, found in one["models"].items():
+        lines += [f"{one['task']}, {role}: {note}" for note in found["notes"]]
+    if one["covers"]:
+        lines.append(f"{one['task']} average: the mean of the main metrics of {', '.join(one['covers'])}")
+    return lines
+
+
 def _row(one: Json, metric: str, roles: list[str], others: list[str], baselines: list[str]) -> list[str]:
     name = one["task"] + (" (limited)" if one["limited"] else "") if metric == one["main"] else ""
+    spreads = {role: found["metrics"].get(metric) for role, found in one["models"].items()}
+    places = _places([found["mean"] for found in spreads.values() if found], one["seeds"] != [None])
     cells = [name, metric]
     for role in roles:
-        found = one["models"].get(role)
-        cells.append(_spread(found["metrics"].get(metric)) if found else "")
+        cells.append(_spread(spreads[role], places) if role in spreads else "")
     for role in others:
         found = one["differences"].get(role, {}).get(metric)
-        means = [one["models"][name]["metrics"][metric] for name in (roles[0], role)] if found else []
-        size = max((abs(spread["mean"]) for spread in means), default=0.0)
-        sign = "+" if found and found["difference"] >= 0 else ""
-        cells += [f"{sign}{_decimals(found['difference'], size)}", found["verdict"]] if found else ["", ""]
+        cells += [f"{found['difference']:+.{places}f}", found["verdict"]] if found else ["", ""]
     values = {b["name"]: b["metrics"].get(metric) for b in one["baselines"]}
-    return cells + ["" if values.get(name) is None else f"{values[name]:.2f}" for name in baselines]
+    return cells + ["" if values.get(name) is None else f"{values[name]:.{places}f}" for name in baselines]
 
 
-def _spread(found: Json | None) -> str:
+def _places(means: list[float], percents: bool) -> int:
+    """Decimals of a row: two where numbers are times 100 or large (53.07), three for the rest (1.183 bits)."""
+    return 2 if percents or max(map(abs, means), default=0.0) >= 5 else 3
+
+
+def _spread(found: Json | None, places: int) -> str:
     if found is None:
         return "not finite"
-    deviation = "" if found["deviation"] is None else f" ± {_decimals(found['deviation'], found['mean'])}"
-    return f"{_decimals(found['mean'], found['mean'])}{deviation}"
-
-
-def _decimals(value: float, beside: float) -> str:
-    """A number with as many decimals as one of the size of `beside` needs: 53.07, 1.183."""
-    return f"{value:.{2 if abs(beside) >= 5 else 3}f}"
+    deviation = "" if found["deviation"] is None else f" ± {found['deviation']:.{places}f}"
+    return f"{found['mean']:.{places}f}{deviation}"

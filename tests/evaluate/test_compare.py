@@ -60,8 +60,8 @@ def test_summary_and_table() -> None:
                      "50.00", "40.00"]]  # fmt: skip
     lines = protocol_lines([found])
     assert lines[0] == "rte: how rte; seeds 0, 1"
-    assert "majority: always it" in lines[1]
-    assert "2 standard errors" in lines[2]
+    assert lines[1:3] == ["majority: always it (rte)", "random: guesses (rte)"]
+    assert "2 standard errors" in lines[3]
 
 
 def test_three_models_are_each_compared_with_the_first() -> None:
@@ -69,6 +69,13 @@ def test_three_models_are_each_compared_with_the_first() -> None:
     columns, rows = comparison_table([found])
     assert columns[2:9] == ["source", "mom", "other", "mom - source", "over seeds", "other - source", "over seeds"]
     assert rows[0][5::2][:2] == ["-10.00", "+1.00"]
+
+
+def test_small_numbers_that_are_no_percents_have_three_decimals() -> None:
+    found = summary(outcome("bits", seeded=False, source=[1.1834], mom=[1.2]))
+    assert comparison_table([found])[1][0][2:5] == ["1.183", "1.200", "+0.017"]
+    found = summary(outcome("cola", source=[-0.934], mom=[0.0]))
+    assert comparison_table([found])[1][0][2:5] == ["-0.93", "0.00", "+0.93"]
 
 
 def test_a_score_that_is_not_finite_is_said() -> None:
