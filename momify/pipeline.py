@@ -15,7 +15,7 @@ from momify.convert.homes import HomePlan, Request, check_request, choose_homes,
 from momify.convert.importance import Importance, measure_importance
 from momify.convert.kept_losses import kept_losses
 from momify.convert.network import Network
-from momify.convert.refit import refit
+from momify.convert.refit import most_tokens, refit
 from momify.convert.source import open_source, read_config
 from momify.data.blocks import TokenData, load_tokens
 from momify.data.documents import Corpus, read_corpus
@@ -166,8 +166,8 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     show_removals(removal_rows(plan, importance, source.config, target), f"{source.name} -> {run.folder.name}", screen)
     if importance.removals and recipe.mom.refit_tokens and recipe.mom.init == "home":
         with screen.progress("refitting what stays") as progress:
-            tokens = text.tokens(recipe.mom.refit_tokens)
-            network = replace(network, layers=refit(network, plan, tokens, progress=progress))
+            tokens = text.tokens(min(recipe.mom.refit_tokens, most_tokens(source.config.n_embd)))
+            network = replace(network, layers=refit(network, plan, tokens, progress=progress, in_place=True))
         screen.say(f"refitted the modules that stay on {tokens.numel():,} tokens, to make up for what goes")
     model = assemble(source, network, plan, routers=routers, seed=recipe.run.seed)
     provenance = {

@@ -199,7 +199,8 @@ class MomBlock(Block):
     calibration_blocks: Positive = 16
     """Blocks of training text on which importance is measured."""
     refit_tokens: Annotated[int, Field(ge=0)] = 131_072
-    """Tokens on which kept modules are refitted, in closed form, to make up for removed ones; 0: not at all."""
+    """Tokens on which kept modules are refitted, in closed form, to make up for removed ones (at most 52 M / width,
+    which bounds memory); 0: not at all."""
     skipped_keys: Literal["home", "masked"] = "home"
     """A token that skips attention: its key and value kept for the others, or masked."""
 

@@ -98,11 +98,11 @@ def assemble(
 ) -> MomForCausalLM:
     """The MoM of `plan` in `dtype`, in evaluation mode, filled from the source's folded layers.
 
-    init "home": every step starts at its home. init "random": the paper's routers, drawn with `seed`. Where the pool is
-    the whole source, the model's parameters are the network's own tensors: nothing is in memory twice.
+    init "home": every step starts at its home. init "random": the paper's routers, drawn with `seed`. The network is
+    used up: its tensors become the model's parameters, those that stay moved to the front, so that nothing is in memory
+    twice.
     """
     state = state_of(network.layers, network.frame, plan)
-    state = {name: value.clone() if value.is_inference() else value for name, value in state.items()}
     with no_init_weights():
         model = MomForCausalLM(mom_config(source.config, plan, source.tied, routers))
     outcome = model.load_state_dict(state, strict=False, assign=True)
@@ -117,28 +117,31 @@ def assemble(
 
 
 def state_of(layers: Layers, frame: Frame, plan: HomePlan) -> dict[str, Tensor]:
-    """The state dict of the plan's MoM apart from its routers."""
-    mha, ffn = _taken(plan.mha_layers, layers.num_layers), _taken(plan.ffn_layers, layers.num_layers)
+    """The state dict of the plan's MoM apart from its routers, in the memory of `layers`, which is used up."""
+    mha, ffn = plan.mha_layers, plan.ffn_layers
     return {
         "model.wte.weight": frame.wte,
         "model.wpe.weight": frame.wpe,
         "model.ln_f.weight": frame.ln_f_weight,
         "model.ln_f.bias": frame.ln_f_bias,
         "lm_head.weight": frame.head,
-        "model.mha.qkv.weight": layers.qkv_weight[mha],
-        "model.mha.qkv.bias": layers.qkv_bias[mha],
-        "model.mha.out.weight": layers.out_weight[mha],
-        "model.mha.out.bias": layers.out_bias[mha],
-        "model.ffn.up.weight": layers.up_weight[ffn],
-        "model.ffn.up.bias": layers.up_bias[ffn],
-        "model.ffn.down.weight": layers.down_weight[ffn],
-        "model.ffn.down.bias": layers.down_bias[ffn],
+        "model.mha.qkv.weight": _at_the_front(layers.qkv_weight, mha),
+        "model.mha.qkv.bias": _at_the_front(layers.qkv_bias, mha),
+        "model.mha.out.weight": _at_the_front(layers.out_weight, mha),
+        "model.mha.out.bias": _at_the_front(layers.out_bias, mha),
+        "model.ffn.up.weight": _at_the_front(layers.up_weight, ffn),
+        "model.ffn.up.bias": _at_the_front(layers.up_bias, ffn),
+        "model.ffn.down.weight": _at_the_front(layers.down_weight, ffn),
+        "model.ffn.down.bias": _at_the_front(layers.down_bias, ffn),
     }
 
 
-def _taken(layers: Sequence[int], of: int) -> list[int] | slice:
-    """An index that takes these layers out of a stack; without a copy where it is all of them."""
-    return slice(None) if list(layers) == list(range(of)) else list(layers)
+def _at_the_front(stack: Tensor, layers: Sequence[int]) -> Tensor:
+    """These layers, ascending, of a stack: moved to its front and seen without the rest."""
+    for place, layer in enumerate(layers):
+        if place != layer:
+            stack[place] = stack[layer]
+    return stack[: len(layers)]
 
 
 @torch.no_grad()

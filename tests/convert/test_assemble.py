@@ -211,3 +211,18 @@ def test_a_given_folder_is_only_read(make_gpt2, save_gpt2):
 def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
     difference = (got - expected).abs().max().item()
     assert difference <= PARITY, f"logits differ by {difference:.2e} (their spread is {expected.std():.2f})"
+
+
+def test_what_stays_is_not_copied_and_what_goes_is_not_written(make_gpt2, save_gpt2, tmp_path):
+    source = open_source(save_gpt2(make_gpt2()))
+    network = network_of(source)
+    expected = {name: getattr(network.layers, name)[[1, 3]].clone() for name in ("qkv_weight", "out_bias")}
+    model = assemble(source, network, choose_homes(gone_from(REMOVED), Request(mha=2, ffn=3)))
+    qkv, down = model.model.mha.qkv.weight, model.model.ffn.down.weight
+    assert torch.equal(qkv, expected["qkv_weight"])
+    assert torch.equal(model.model.mha.out.bias, expected["out_bias"])
+    assert qkv.data_ptr() == network.layers.qkv_weight.data_ptr()
+    assert down.data_ptr() == network.layers.down_weight.data_ptr()
+    model.save_pretrained(tmp_path / "m")
+    written = (tmp_path / "m" / "model.safetensors").stat().st_size
+    assert 0 < written - 4 * model.num_parameters() < 10_000  # the header

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from momify.convert.assemble import layer_settings
-from momify.convert.homes import HomePlan, Request, choose_homes
+from momify.convert.homes import HomePlan, Request, choose_homes, removal_quotas
 from momify.convert.importance import Importance, measure_importance
 from momify.convert.layers import take_apart, take_frame
 from momify.convert.network import Network, embed, half_layer_update
-from momify.convert.refit import Moments, half_steps, refit
+from momify.convert.refit import Moments, half_steps, most_tokens, refit
 
 MakeGPT2 = Callable[..., GPT2LMHeadModel]
 
@@ -122,3 +122,28 @@ def test_other_depths_run_and_help(make_gpt2: MakeGPT2, depth: int) -> None:
     goal = dense_residual(network, tokens)
     assert total == network.layers.num_layers
     assert torch.dist(residuals(fitted, plan, tokens), goal) < torch.dist(residuals(network, plan, tokens), goal)
+
+
+PLANS = (
+    Request(mha=2, ffn=3),
+    Request(mha=2, ffn=2, mha_steps=4, reach="all"),
+    Request(mha=3, ffn=3, depth=3),
+    Request(mha=2, ffn=3, depth=6, reach="all"),
+)
+
+
+@pytest.mark.parametrize("request_", PLANS)
+def test_in_place_gives_the_same_bits_without_a_copy(make_gpt2: MakeGPT2, request_: Request) -> None:
+    model = make_gpt2()
+    network, spent, tokens = network_of(model), network_of(model), torch.randint(0, 61, (40, 32))
+    plan = choose_homes(measure_importance(network, tokens, removal_quotas(request_, 4)), request_)
+    fitted, in_place = refit(network, plan, tokens), refit(spent, plan, tokens, in_place=True)
+    assert in_place is spent.layers
+    for name in ("qkv_weight", "out_weight", "out_bias", "up_weight", "down_weight", "down_bias"):
+        assert torch.equal(getattr(fitted, name), getattr(in_place, name)), name
+    assert not torch.equal(fitted.down_weight, network.layers.down_weight)
+
+
+def test_residuals_of_all_tokens_stay_within_400_mib() -> None:
+    assert most_tokens(1600) == 32_768  # gpt2-xl: (32,768, 1600) float32, twice
+    assert most_tokens(128) > 131_072  # small sources are refitted on all that the recipe asks for
