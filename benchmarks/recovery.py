@@ -41,6 +41,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
     "static": ("greedy by loss, left out", {"mom": BARE}),
     "momify": ("greedy by loss, what stays refitted: momify's default", {}),
+    "adamw": ("the same, AdamW for all weights", {"train": {"optimizer": "adamw"}}),
     "routed": ("the same with routers that explore (K = 1, every module in reach)", {"mom": {"reach": "all"}}),
     "reuse": ("removed half-layers run a neighbour's module", {"mom": {**BARE, "mha_steps": 12, "ffn_steps": 12}}),
     "paper_k1": ("the paper's way, K = 1", {"mom": {"init": "random"}, "train": {"balance": 0.01, "explore": 0.0}}),
@@ -155,8 +156,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", default=["builtin:demo"])
     parser.add_argument("--valid", nargs="+", help="held-out text; documents of --data if left out")
     parser.add_argument("--block", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences a step")
+    parser.add_argument("--batch-size", type=int, default=4, help="sequences a step")
     parser.add_argument("--learning-rate", type=float, default=1.0e-3)
+    parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--shares", default="0.025,0.07,0.25", help="of the tokens that the source was trained on")
     parser.add_argument("--seeds", default="0")
@@ -168,7 +170,8 @@ def main() -> None:
     """Run the cells asked for, then print the table of all that are there."""
     given = read_arguments()
     data = {"train": given.data, "valid": given.valid, "block_length": given.block}
-    settings = {"batch_size": given.batch_size, "learning_rate": given.learning_rate}
+    names = ("batch_size", "learning_rate", "optimizer")
+    settings = {name: getattr(given, name) for name in names}
     study = Study(given.source, given.trained_tokens, data, settings, given.out)
     screen, shares = Screen(Console(stderr=True), quiet=True), [float(share) for share in given.shares.split(",")]
     cells: dict[tuple[str, float], list[dict[str, Any]]] = {}

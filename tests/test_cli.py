@@ -36,7 +36,7 @@ COMMANDS = (
 RECIPE = """
 run: {name: tiny}
 source: {model: src}
-mom: {mha: 2, ffn: 3, calibration_blocks: 4}
+mom: {mha: 2, ffn: 3, calibration_blocks: 4, reach: all}
 data: {train: text.txt, block_length: 32}
 train: {steps: 6, batch_size: 4, precision: fp32, learning_rate: 1.0e-2, save_every: 3, log_every: 2, explore: 0.2}
 """

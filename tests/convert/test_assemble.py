@@ -31,7 +31,7 @@ def convert(source: Source, plan: HomePlan, **settings):
 
 
 def full_plan(layers: int, **request) -> HomePlan:
-    return choose_homes(Importance.unmeasured(layers), Request(mha=layers, ffn=layers, **request))
+    return choose_homes(Importance.unmeasured(layers), Request(**{"mha": layers, "ffn": layers, "reach": "all", **request}))
 
 
 VARIANTS = {
@@ -107,7 +107,7 @@ def test_a_pruned_conversion_equals_the_source_without_those_sublayers(
 
 def test_measured_and_pruned_in_one_go_has_the_measured_loss(make_gpt2, save_gpt2):
     source = open_source(save_gpt2(make_gpt2()))
-    network, request = network_of(source), Request(mha=2, ffn=3)
+    network, request = network_of(source), Request(mha=2, ffn=3, reach="all")
     text = torch.randint(0, 61, (4, 16))
     importance = measure_importance(network, text, removal_quotas(request, 4))
     converted = assemble(source, network, choose_homes(importance, request))
@@ -132,7 +132,7 @@ def test_reuse_equals_the_source_with_layers_replaced(make_gpt2, save_gpt2, logi
 
 def test_a_smaller_depth_equals_the_source_with_blocks_taken_out(make_gpt2, save_gpt2, logits, ids):
     model = make_gpt2()
-    plan = choose_homes(gone_from({"mha": [2, 0], "ffn": [2, 0]}), Request(mha=2, ffn=2, depth=2))
+    plan = choose_homes(gone_from({"mha": [2, 0], "ffn": [2, 0]}), Request(mha=2, ffn=2, depth=2, reach="all"))
     shorter = copy.deepcopy(model)
     shorter.transformer.h = nn.ModuleList([shorter.transformer.h[1], shorter.transformer.h[3]])
     converted = convert(open_source(save_gpt2(model)), plan)
@@ -170,7 +170,7 @@ def test_routers_start_at_home_or_as_drawn(make_gpt2, save_gpt2, logits, ids):
 
 
 def pruned_plan() -> HomePlan:
-    return choose_homes(gone_from(REMOVED), Request(mha=2, ffn=3))
+    return choose_homes(gone_from(REMOVED), Request(mha=2, ffn=3, reach="all"))
 
 
 def test_a_router_with_a_hidden_layer_starts_at_home_and_random(make_gpt2, save_gpt2, logits, ids):
@@ -217,7 +217,7 @@ def test_what_stays_is_not_copied_and_what_goes_is_not_written(make_gpt2, save_g
     source = open_source(save_gpt2(make_gpt2()))
     network = network_of(source)
     expected = {name: getattr(network.layers, name)[[1, 3]].clone() for name in ("qkv_weight", "out_bias")}
-    model = assemble(source, network, choose_homes(gone_from(REMOVED), Request(mha=2, ffn=3)))
+    model = assemble(source, network, choose_homes(gone_from(REMOVED), Request(mha=2, ffn=3, reach="all")))
     qkv, down = model.model.mha.qkv.weight, model.model.ffn.down.weight
     assert torch.equal(qkv, expected["qkv_weight"])
     assert torch.equal(model.model.mha.out.bias, expected["out_bias"])

@@ -25,7 +25,7 @@ def tell(make_gpt2):
     """The texts for a request, on a 4-layer source of width 32."""
 
     def run(importance: Importance = FOUR, **request):
-        plan = choose_homes(importance, Request(**{"mha": 2, "ffn": 3, **request}))
+        plan = choose_homes(importance, Request(**{"mha": 2, "ffn": 3, "reach": "all", **request}))
         source = make_gpt2().config
         return removal_rows(plan, importance, source, mom_config(source, plan))
 

@@ -29,7 +29,7 @@ def texts() -> list[torch.Tensor]:
 def test_counts_agree_on_real_text(texts: list[torch.Tensor], picks: int) -> None:
     source = open_source(CHECKPOINT)
     importance = Importance("leave_one_out", 12, 1, 0.0, tuple(range(12)), tuple(range(12)))
-    homes = choose_homes(importance, Request(6, 9, modules_per_token=picks))
+    homes = choose_homes(importance, Request(6, 9, modules_per_token=picks, reach="all"))
     model = assemble(source, network_of(source), homes)
     with torch.no_grad():
         for router in (model.model.mha_router, model.model.ffn_router):

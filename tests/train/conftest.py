@@ -20,7 +20,7 @@ from momify.demo.corpus import documents
 RECIPE = """
 run: {name: tiny}
 source: {model: src}
-mom: {mha: 2, ffn: 3, calibration_blocks: 4}
+mom: {mha: 2, ffn: 3, calibration_blocks: 4, reach: all}
 data: {train: text.txt, block_length: 32}
 train: {steps: 90, batch_size: 4, micro_batch: 2, precision: fp32, learning_rate: 1.0e-2, dropout: 0.1, explore: 0.2,
         balance: 0.01, cross_entropy: 0.5, save_every: 7, eval_every: 5, log_every: 4, keep: 2}
