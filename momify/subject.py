@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from momify.convert.source import read_config
+from momify.convert.stored_mom import read_mom_config
 from momify.errors import MomifyError
-from momify.model import MomConfig
 from momify.models import BUILTIN, locate, model_type, read_provenance
 from momify.recipe import DataBlock, Recipe, make_recipe
 from momify.runs import RUNS, Run, find_run
@@ -47,7 +47,7 @@ class Subject:
     @property
     def block_length(self) -> int:
         """The model's positions, at most 1024."""
-        config = read_config(self.folder) if self.kind == "gpt2" else MomConfig.from_pretrained(self.folder)
+        config = read_config(self.folder) if self.kind == "gpt2" else read_mom_config(self.folder)
         return min(1024, config.max_position_embeddings)
 
     def source(self, screen: Screen) -> Path:

@@ -14,11 +14,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from momify import model as model_package
+from momify.convert.stored_mom import read_mom_config
 from momify.convert.weight_files import find_weight_files, inside, read_json
 from momify.errors import MomifyError
 from momify.export.card import model_card
 from momify.files import whole_folder, write_json, write_text
-from momify.model import MomConfig, MomForCausalLM, MomForSequenceClassification
+from momify.model import MomForCausalLM, MomForSequenceClassification
 
 AUTO_MAP = {
     "AutoConfig": "config.MomConfig",
@@ -122,11 +123,13 @@ def _header(path: Path) -> dict[str, list[int]]:
 def _expected(folder: Path, config: Json) -> tuple[dict[str, list[int]], set[str]]:
     """Names and shapes of what the model's class saves, and which names may be missing as they are tied."""
     classifier = "MomForSequenceClassification" in (config.get("architectures") or [])
-    build = MomForSequenceClassification if classifier else MomForCausalLM
+    build, known = MomForSequenceClassification if classifier else MomForCausalLM, read_mom_config(folder)
+    if classifier and isinstance(config.get("id2label"), dict):
+        known.num_labels = len(config["id2label"])
     try:
         with torch.device("meta"):
-            model = build(MomConfig.from_pretrained(folder))
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+            model = build(known)
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MomifyError(f"{folder}/config.json describes no MoM that can be built: {reason}") from error
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
