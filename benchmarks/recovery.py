@@ -1,8 +1,8 @@
 """How much of the source's quality each way of compressing gets back: the table of docs/results.md, row by row.
 
 Every row has the same pool sizes, text, data order, schedule and number of tokens; only what the row names differs.
-Ratios are held-out perplexity over the source's, on the first 65,536 held-out tokens, block = stride. Each cell is a
-run of its own under --out, found again when the script is started anew.
+Ratios are held-out perplexity over the source's, block = stride, float32. Each cell is a run of its own under --out,
+found again when the script is started anew.
 
     python benchmarks/recovery.py --source builtin:demo --trained-tokens 21299200 --data builtin:demo
     python benchmarks/recovery.py --rows static,momify --shares 0.07 --seeds 0,1,2 ...
@@ -24,12 +24,12 @@ from momify.evaluate.results import read_results
 from momify.files import write_json
 from momify.measure.cost import dense_macs, kv_bytes_per_token, mom_macs, parameters, planned_usage
 from momify.models import locate
-from momify.pipeline import train
+from momify.pipeline import EvalOptions, evaluate_ppl, train
 from momify.recipe import Recipe, make_recipe
 from momify.runs import opened_run
 from momify.screen import Screen
+from momify.subject import Subject
 
-HELD_OUT = 65_536
 SMALL = {"mha": 6, "ffn": 9}
 BARE = {"refit_tokens": 0}
 
@@ -59,6 +59,7 @@ class Study:
     trained_tokens: int
     data: dict[str, Any]
     train: dict[str, Any]
+    windows: int  # held-out blocks scored at most
     out: Path
 
     @property
@@ -78,7 +79,7 @@ class Study:
             "mom": {**SMALL, **changes.get("mom", {})},
             "data": self.data,
             "train": {**self.train, "steps": steps, "save_every": max(steps, 1), "keep": 1, **changes.get("train", {})},
-            "eval": {"limit": HELD_OUT},
+            "eval": {"limit": self.windows},
         }
         return make_recipe(values, name)
 
@@ -93,7 +94,10 @@ def run_cell(study: Study, row: str, share: float, seed: int, screen: Screen) ->
         with opened_run(recipe, resume) as run:
             if train(recipe, run, screen, resume):
                 raise SystemExit(f"stopped at {recipe.run.name}; start again to go on")
-            write_json(result, {**outcome(study, recipe), "seconds": time.monotonic() - began})
+            seconds = time.monotonic() - began
+            subject = Subject(run.folder.name, run.model, "mom", run, recipe)
+            evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit), screen)
+            write_json(result, {**outcome(study, recipe), "seconds": seconds})
     found = json.loads(result.read_text())
     print(f"{recipe.run.name}: {found['before']:.3f} -> {found['after']:.4f}", flush=True)
     return found
@@ -102,17 +106,16 @@ def run_cell(study: Study, row: str, share: float, seed: int, screen: Screen) ->
 def outcome(study: Study, recipe: Recipe) -> dict[str, Any]:
     """The cell's numbers, from its run folder."""
     logged = [json.loads(line) for line in (recipe.folder / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in logged if "eval_perplexity" in line][-1]
     speeds = [line["tokens_per_second"] for line in logged if "tokens_per_second" in line]
     kept = {entry.role: entry.score.metrics for entry in read_results(recipe.folder / "eval" / "ppl.json")}
-    source, start = (kept[role]["perplexity"] for role in ("source", "start"))
+    source, start, trained = (kept[role]["perplexity"] for role in ("source", "start", "mom"))
     config, dense, length = read_mom_config(recipe.folder / "model"), read_config(locate(study.source)), study.block
     macs = mom_macs(config, 1, length, planned_usage(config, 1, length)).total / dense_macs(dense, 1, length).total
     return {
         "tokens": recipe.train.steps * recipe.train.batch_size * length,
         "source": source,
         "before": start / source,
-        "after": last["eval_perplexity"] / source,
+        "after": trained / source,
         "parameters": parameters(config).total / parameters(dense).total,
         "macs": macs,
         "kv": kv_bytes_per_token(config) / kv_bytes_per_token(dense),
@@ -156,6 +159,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", default=["builtin:demo"])
     parser.add_argument("--valid", nargs="+", help="held-out text; documents of --data if left out")
     parser.add_argument("--block", type=int, default=256)
+    parser.add_argument("--windows", type=int, default=65_536, help="held-out blocks scored at most")
     parser.add_argument("--batch-size", type=int, default=4, help="sequences a step")
     parser.add_argument("--learning-rate", type=float, default=1.0e-3)
     parser.add_argument("--optimizer", default="muon")
@@ -172,7 +176,7 @@ def main() -> None:
     data = {"train": given.data, "valid": given.valid, "block_length": given.block}
     names = ("batch_size", "learning_rate", "optimizer")
     settings = {name: getattr(given, name) for name in names}
-    study = Study(given.source, given.trained_tokens, data, settings, given.out)
+    study = Study(given.source, given.trained_tokens, data, settings, given.windows, given.out)
     screen, shares = Screen(Console(stderr=True), quiet=True), [float(share) for share in given.shares.split(",")]
     cells: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for share in shares:
