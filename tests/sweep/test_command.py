@@ -21,6 +21,7 @@ from momify.data.tokenizer import train_tokenizer
 from momify.demo.corpus import documents
 from momify.models import load_mom
 from momify.recipe import load_recipe
+from momify.train.fit import Stopped
 
 SWEEP = ("sweep", "src", "--mha", "1", "--ffn", "2", "--tokens", "128", "--data", "text.txt", "--batch-size", "2",
          "--learning-rate", "0.01", "--name", "s", "data.block_length=32", "train.precision=fp32",
@@ -160,3 +161,12 @@ def test_sweep_of_a_recipe_takes_its_settings(ground: Path, tmp_path: Path) -> N
     recipe = load_recipe(tmp_path / "w/runs/r-sweep/2x3-seed5/recipe.yaml")
     assert (recipe.train.steps, recipe.train.distill, recipe.mom.mha_steps, recipe.run.seed) == (2, 0.5, None, 5)
     assert (tmp_path / "w/runs/r-sweep/3x3-seed5/model").is_dir()
+
+
+def test_stopped_sweep_says_how_to_go_on(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ground, tmp_path / "w")
+    monkeypatch.setattr("momify.sweep.cells.train", lambda *_: Stopped("SIGTERM", 3))
+    monkeypatch.setattr(sys, "argv", ["momify", *SWEEP, "--overwrite"])
+    done = momify(tmp_path / "w", *SWEEP, "--overwrite")
+    assert done.exit_code == 1
+    assert f"stopped by SIGTERM at step 3, saved; go on with: momify {' '.join(SWEEP)} --resume" in done.stderr
