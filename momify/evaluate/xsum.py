@@ -27,7 +27,7 @@ from momify.evaluate.task import Baseline, Turn
 from momify.evaluate.xsum_data import Pair, Pairs, XsumData
 
 PROMPT = "\nTL;DR:"
-_MICRO_TOKENS = 16_384  # padded tokens of a forward pass in training
+_MICRO_TOKENS = 4_096  # padded tokens of a forward pass in training: as many as 32 examples of GLUE have at most
 _DECODED_AT_ONCE = 16
 
 
