@@ -207,6 +207,8 @@ def evaluate(
 
     subject = find_subject(model, screen)
     asked = change_eval(subject.recipe.eval if subject.recipe else EvalBlock(), given)
+    if subject.run:
+        screen.to_log(subject.run.log)
     others = tuple(name for names in also or [] for name in listed(names))
     options = EvalOptions(data, column, block, stride, also=others, keep_heads=keep_heads)
     found = evaluate_subject(subject, asked, options, screen)
