@@ -47,6 +47,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper_k1": ("the paper's way, K = 1", {"mom": {"init": "random"}, "train": {"balance": 0.01, "explore": 0.0}}),
     "paper_k2": ("the paper's way, K = 2", {"mom": {"init": "random", "modules_per_token": 2},
                                             "train": {"balance": 0.01}}),
+    "few_mha_twice": (
+        "12 -> 3 attention modules at 6 steps, all 12 feed-forward",
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6}},
+    ),
     "few_mha": ("12 -> 3 attention modules, all 12 feed-forward: momify's default", {"mom": {"mha": 3, "ffn": 12}}),
 }  # fmt: skip
 
@@ -166,6 +170,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--shares", default="0.025,0.07,0.25", help="of the tokens that the source was trained on")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--table", action="store_true", help="train nothing: the table of the cells that are there")
     parser.add_argument("--out", type=Path, default=Path("runs/recovery"))
     return parser.parse_args()
 
@@ -182,7 +187,8 @@ def main() -> None:
     for share in shares:
         for row in given.rows.split(","):
             for seed in map(int, given.seeds.split(",")):
-                cells.setdefault((row, share), []).append(run_cell(study, row, share, seed, screen))
+                if not given.table or (study.recipe(row, share, seed).folder / "cell.json").is_file():
+                    cells.setdefault((row, share), []).append(run_cell(study, row, share, seed, screen))
     print(write_table(cells, shares))
 
 

@@ -13,12 +13,13 @@ from momify.runs import opened_run
 from momify.screen import Screen
 
 
-@pytest.mark.slow  # 120 steps of the demo model, a minute or two
+@pytest.mark.slow  # 60 steps of the demo model twice, a minute each on a free core
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("reach", ["all", "skip"])
 def test_no_step_that_calibration_found_useful_ends_all_skip(tmp_path, monkeypatch, reach):
     monkeypatch.chdir(tmp_path)
-    overrides = [f"mom.reach={reach}", "mom.refit_tokens=16384", "train.steps=120", "train.batch_size=4",
-                 "train.learning_rate=2e-3", "train.explore=0.2", "train.save_every=120", "eval.limit=2048"]  # fmt: skip
+    overrides = [f"mom.reach={reach}", "mom.refit_tokens=16384", "train.steps=60", "train.batch_size=4",
+                 "train.learning_rate=2e-3", "train.explore=0.2", "train.save_every=60", "eval.limit=2048"]  # fmt: skip
     recipe = demo_recipe(overrides)
     with opened_run(recipe, resume=False) as run:
         train(recipe, run, Screen(Console(quiet=True), quiet=True))
