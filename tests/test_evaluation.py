@@ -78,7 +78,7 @@ def test_a_run_beside_its_source_on_everything(there: Path, momify: Momify) -> N
     code, out, err = momify(*command)
     assert (code, err) == (0, ""), err
     assert "glue without sst2, mrpc, stsb, qqp, mnli, qnli (" in out
-    words = ["source", "mom", "difference", "over seeds", "majority", "random", "rouge1", "bits_per_byte", "lead"]
+    words = ["source", "mom", "difference", "spread", "majority", "random", "rouge1", "bits_per_byte", "lead"]
     words += ["glue average: the mean of the main metrics of cola, rte", "2 standard errors", "seeds 0, 1"]
     assert [word for word in words if word not in out] == []
     kept = {path.name for path in (there / "runs/c/eval").iterdir()}

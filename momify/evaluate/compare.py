@@ -9,7 +9,12 @@ from momify.evaluate.task import Outcome
 
 Json = dict[str, Any]
 
-RULE = "a difference counts if it is more than 2 standard errors (of both means over seeds, pooled)"
+RULE = (
+    "a difference exceeds the spread over seeds if it is more than 2 standard errors (of both means, pooled); "
+    "with one seed, or where all seeds agree, the spread is unknown"
+)
+EXACT, ONE_SEED, AGREE = "no seeds in it: exact", "one seed, spread unknown", "seeds agree, spread unknown"
+EXCEEDS, WITHIN = "exceeds the spread", "within the spread"
 AVERAGE = "glue"
 LEFT_OUT = ("wnli",)
 """GLUE tasks that its average leaves out, as BERT's paper does (section 4.1): WNLI's dev set is adversarial."""
@@ -37,12 +42,12 @@ def compare(reference: Spread, other: Spread) -> Json:
     difference = other.mean - reference.mean
     error = None
     if not other.random:
-        verdict = "no seeds in it: exact"
+        verdict = EXACT
     elif reference.deviation is None or other.deviation is None:
-        verdict = "one seed, spread unknown"
+        verdict = ONE_SEED
     else:
         error = math.sqrt(sum(s.deviation**2 / len(s.values) for s in (reference, other)))
-        verdict = "exceeds the spread" if abs(difference) > 2 * error else "within the spread"
+        verdict = AGREE if not error else EXCEEDS if abs(difference) > 2 * error else WITHIN
     return {"difference": difference, "standard_error": error, "verdict": verdict}
 
 

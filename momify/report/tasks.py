@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
-from momify.evaluate.compare import RULE
+from momify.evaluate.compare import AGREE, EXACT, EXCEEDS, ONE_SEED, RULE, WITHIN
 from momify.report.words import Json
 
 Table = tuple[Sequence[str], list[list[str]]]
+SHORT = {EXCEEDS: "exceeds", WITHIN: "within", ONE_SEED: "one seed", AGREE: "seeds agree", EXACT: "exact"}
+"""A verdict as it stands in the column `spread`."""
 
 
 def comparison_table(summaries: list[Json]) -> Table:
@@ -18,7 +20,7 @@ def comparison_table(summaries: list[Json]) -> Table:
     others = roles[1:]
     columns = ["task", "metric", *roles]
     for role in others:
-        columns += ["difference", "over seeds"] if len(others) == 1 else [f"{role} - {roles[0]}", "over seeds"]
+        columns += ["difference" if len(others) == 1 else f"{role} - {roles[0]}", "spread"]
     rows = [
         _row(one, metric, roles, others, baselines)
         for one in summaries
@@ -37,7 +39,7 @@ def protocol_lines(summaries: list[Json]) -> list[str]:
             hows.setdefault(f"{baseline['name']}: {baseline['how']}", []).append(one["task"])
     lines += [f"{how} ({', '.join(tasks)})" for how, tasks in hows.items()]
     if any(one["differences"] for one in summaries):
-        lines.append(f"over seeds: {RULE}")
+        lines.append(f"spread: {RULE}")
     return lines
 
 
@@ -64,7 +66,9 @@ def _row(one: Json, metric: str, roles: list[str], others: list[str], baselines:
         cells.append(_spread(spreads[role], places) if role in spreads else "")
     for role in others:
         found = one["differences"].get(role, {}).get(metric)
-        cells += [f"{found['difference']:+.{places}f}", found["verdict"]] if found else ["", ""]
+        cells += (
+            [f"{found['difference']:+.{places}f}", SHORT.get(found["verdict"], found["verdict"])] if found else ["", ""]
+        )
     values = {b["name"]: b["metrics"].get(metric) for b in one["baselines"]}
     return cells + ["" if values.get(name) is None else f"{values[name]:.{places}f}" for name in baselines]
 

@@ -42,6 +42,7 @@ def test_the_rule_is_two_pooled_standard_errors() -> None:
     assert found["verdict"] == "within the spread"  # 3 < 3.27
     assert compare(a, spread([13.5, 15.5, 17.5]))["verdict"] == "exceeds the spread"  # 3.5
     assert compare(spread([16.0, 15.5, 15.0]), spread([1.0, 1.5, 0.5]))["verdict"] == "exceeds the spread"
+    assert compare(spread([52.0, 52.0]), spread([53.0, 53.0]))["verdict"] == "seeds agree, spread unknown"
 
 
 def test_one_seed_tells_no_spread_and_no_seed_needs_none() -> None:
@@ -55,8 +56,8 @@ def test_summary_and_table() -> None:
         "mean": 61.0, "deviation": pytest.approx(math.sqrt(2)), "values": [60.0, 62.0]}  # fmt: skip
     assert found["differences"]["mom"]["accuracy"]["difference"] == pytest.approx(-10.5)
     columns, rows = comparison_table([found])
-    assert columns == ["task", "metric", "source", "mom", "difference", "over seeds", "majority", "random"]
-    assert rows == [["rte (limited)", "accuracy", "61.00 ± 1.41", "50.50 ± 0.71", "-10.50", "exceeds the spread",
+    assert columns == ["task", "metric", "source", "mom", "difference", "spread", "majority", "random"]
+    assert rows == [["rte (limited)", "accuracy", "61.00 ± 1.41", "50.50 ± 0.71", "-10.50", "exceeds",
                      "50.00", "40.00"]]  # fmt: skip
     lines = protocol_lines([found])
     assert lines[0] == "rte: how rte; seeds 0, 1"
@@ -67,7 +68,7 @@ def test_summary_and_table() -> None:
 def test_three_models_are_each_compared_with_the_first() -> None:
     found = summary(outcome("sst2", source=[60.0], mom=[50.0], other=[61.0]))
     columns, rows = comparison_table([found])
-    assert columns[2:9] == ["source", "mom", "other", "mom - source", "over seeds", "other - source", "over seeds"]
+    assert columns[2:9] == ["source", "mom", "other", "mom - source", "spread", "other - source", "spread"]
     assert rows[0][5::2][:2] == ["-10.00", "+1.00"]
 
 
