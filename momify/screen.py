@@ -1,5 +1,6 @@
 """What a command shows while it works: lines, tables and progress bars, on the terminal and in the run's log."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from rich.text import Text
 from momify.files import disk_errors
 from momify.processes import is_first
 
+_FILE_WIDTH = 200  # columns of a table that goes to a file or a pipe
+
 Progress = Callable[..., None]  # done, total, and what is being done where that changes
 
 
@@ -22,6 +25,8 @@ class Screen:
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console, self.quiet, self.log = console, quiet, None
+        if not console.is_terminal and "COLUMNS" not in os.environ:  # rich would take 80 and cut the words of tables
+            console.width = _FILE_WIDTH
 
     def to_log(self, path: Path) -> None:
         """Keep every further line in `path` too; of several processes the first does."""
