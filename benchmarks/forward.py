@@ -14,6 +14,8 @@ from timer import alternate, circumstances
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from momify.model.outputs import CACHE
+
 HEAD = "| what | MoM | routing | dense s | MoM s | time ratio | MAC ratio | time over MACs |\n" + "|---" * 8 + "|"
 
 
@@ -49,12 +51,12 @@ def decode(model: PreTrainedModel, ids: Tensor, tokens: int) -> Callable[[], obj
     """`tokens` tokens one by one, fixed ones, after a prompt that is read untimed and then cropped back to."""
     following = ids.roll(1, 1)[:, :tokens]
     with torch.no_grad():
-        cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache = getattr(model(input_ids=ids, use_cache=True, logits_to_keep=1), CACHE)
 
     def call() -> None:
         with torch.no_grad():
             for t in range(tokens):
-                model(input_ids=following[:, t : t + 1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+                model(input_ids=following[:, t : t + 1], **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         cache.crop(-tokens)
 
     return call

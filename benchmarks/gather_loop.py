@@ -18,6 +18,7 @@ from transformers import GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
 from momify.model import MomForCausalLM
+from momify.model.outputs import CACHE
 
 CASE = Case("8 + 8 modules", 1, 1, 1, 1)
 HEAD = (
@@ -89,11 +90,11 @@ class Loop:
 
 def decoded(model: MomForCausalLM | GPT2LMHeadModel, ids: Tensor, tokens: int) -> Callable[[], Tensor]:
     """`tokens` tokens after a prompt, one by one."""
-    cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    cache = getattr(model(input_ids=ids, use_cache=True, logits_to_keep=1), CACHE)
 
     def call() -> Tensor:
         for t in range(tokens):
-            out = model(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = model(input_ids=ids[:, t : t + 1], **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         cache.crop(-tokens)
         return out.logits[:, -1]
 

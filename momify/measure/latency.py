@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from momify.errors import MomifyError
 from momify.measure.mode import evaluating
+from momify.model.outputs import CACHE
 
 Clock = Callable[[], float]
 
@@ -102,7 +103,7 @@ def _one_round(model: PreTrainedModel, prompts: Tensor, decode: int, clock: Cloc
     middle = _now(model, clock)
     for _ in range(decode):
         token = out.logits[:, -1:].argmax(-1)
-        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+        out = model(input_ids=token, **{CACHE: getattr(out, CACHE)}, use_cache=True, logits_to_keep=1)
     return middle - start, _now(model, clock) - middle
 
 

@@ -14,6 +14,7 @@ from momify.measure.cost import HalfStep, attention_steps, kv_bytes_per_token, p
 from momify.measure.live_bytes import LiveBytes
 from momify.measure.mode import evaluating
 from momify.measure.routing import realised
+from momify.model.outputs import CACHE
 
 Phase = Literal["prompt", "decode"]
 
@@ -100,7 +101,7 @@ def measure_loads(model: PreTrainedModel, prompt: Tensor) -> tuple[Load, Load]:
     token = prompt[:, :1].clone()  # a view would keep the whole prompt's bytes in the count
     with evaluating(model), torch.no_grad():
         first, after = _Pass(model, prompt).run(None)
-        cache = after.past_key_values
+        cache = getattr(after, CACHE)
         usage = _usage(model, after, batch * tokens)
         del after  # its logits are no part of the next pass
         second, after = _Pass(model, token).run(cache)
@@ -141,10 +142,10 @@ class _Pass:
         routed = {"output_router_logits": True} if self.model.config.model_type == "mom" else {}
 
         def forward() -> object:
-            return self.model(input_ids=self.ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **routed)
+            return self.model(input_ids=self.ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1, **routed)
 
         peak, out = peak_bytes(forward, self.model.device, self._known(cache))
-        return _Found(peak, before, _bytes(out.past_key_values)), out
+        return _Found(peak, before, _bytes(getattr(out, CACHE))), out
 
     def _known(self, cache: Cache | None) -> Iterator[Tensor]:
         """What is alive before; one after the other, as holding on to old keys would keep them alive."""

@@ -8,7 +8,7 @@ from transformers.utils import can_return_tuple
 
 from .config import MomConfig
 from .modeling import MomModel, MomPreTrainedModel
-from .outputs import MomClassifierOutput
+from .outputs import CACHE, MomClassifierOutput
 
 
 class MomForSequenceClassification(MomPreTrainedModel):
@@ -51,7 +51,7 @@ class MomForSequenceClassification(MomPreTrainedModel):
         return MomClassifierOutput(
             loss=loss,
             logits=logits,
-            past_key_values=body.past_key_values,
+            **{CACHE: getattr(body, CACHE)},
             hidden_states=body.hidden_states,
             attentions=body.attentions,
             router_logits=body.router_logits,

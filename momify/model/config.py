@@ -19,7 +19,7 @@ class MomConfig(PreTrainedConfig):
     """
 
     model_type = "mom"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "router_logits", "routing"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache", "router_logits", "routing"]
     attribute_map: ClassVar[dict[str, str]] = {
         "max_position_embeddings": "n_positions",
         "n_embd": "hidden_size",

@@ -24,7 +24,7 @@ from .cache import count_tokens
 from .config import Kind, MomConfig
 from .dispatch import Backend, choose_backend, routed
 from .layout import HalfStep, half_steps
-from .outputs import MomCausalLMOutput, MomModelOutput, RoutingRecord
+from .outputs import CACHE, MomCausalLMOutput, MomModelOutput, RoutingRecord
 from .picking import Choosing, Picks, pick
 from .pool import FfnPool, MhaPool, Stack, StackedLinear
 from .router import Router, StepRouter
@@ -38,7 +38,7 @@ class MomPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules: ClassVar[list[str]] = ["MhaPool", "FfnPool"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values", "cache"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -123,10 +123,12 @@ class MomModel(MomPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MomModelOutput:
         """Hidden states (B, T, D) after the final LayerNorm for input_ids (B, T) or inputs_embeds (B, T, D).
 
+        past_key_values and cache are one thing, by the name that transformers had until 5.23 and has since.
         attention_mask (B, S) marks padding by 0; positions count its ones unless position_ids are given.
         Raises ValueError for neither or both inputs, too many tokens, or attentions asked of another than
         eager.
@@ -135,7 +137,7 @@ class MomModel(MomPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds, and not both")
         self._check_attentions(output_attentions)
         embeds = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = self._cache(past_key_values, use_cache)
+        cache = self._cache(past_key_values if cache is None else cache, use_cache)
         x = self._embed(embeds, attention_mask, position_ids, cache)
         shared = self._prepare(embeds, attention_mask, position_ids, cache)
         keep_hidden = self._wants(output_hidden_states, "output_hidden_states")
@@ -144,7 +146,7 @@ class MomModel(MomPreTrainedModel):
         logits = tuple(r.picks.logits for r in reports if r.half.routed)
         return MomModelOutput(
             last_hidden_state=x,
-            past_key_values=cache,
+            **{CACHE: cache},
             hidden_states=hidden,
             attentions=attentions if self._wants(output_attentions, "output_attentions") else None,
             router_logits=logits if output_router_logits else None,
@@ -189,13 +191,7 @@ class MomModel(MomPreTrainedModel):
     ) -> _Pass:
         """Mask, cache, pool slices and routers for one pass."""
         config = self.config
-        mask = create_causal_mask(
-            config=config,
-            inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            position_ids=position_ids,
-        )
+        mask = create_causal_mask(config, embeds, attention_mask, cache, position_ids)
         if cache is not None and not self.attends:
             count_tokens(cache, embeds)
         backend, qkv = choose_backend(embeds.device, embeds.dtype), self.mha.qkv()
@@ -331,6 +327,7 @@ class MomForCausalLM(MomPreTrainedModel, GenerationMixin):
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         head_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MomCausalLMOutput:
         """Next-token logits (B, T, vocabulary), and with labels (B, T) the mean cross-entropy in nats.
@@ -346,6 +343,7 @@ class MomForCausalLM(MomPreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_attentions=output_attentions,
@@ -365,7 +363,7 @@ class MomForCausalLM(MomPreTrainedModel, GenerationMixin):
             loss=loss,
             loss_parts=parts,
             logits=logits,
-            past_key_values=body.past_key_values,
+            **{CACHE: getattr(body, CACHE)},
             hidden_states=body.hidden_states,
             attentions=body.attentions,
             router_logits=body.router_logits,

@@ -1,12 +1,18 @@
 """What a forward pass returns: transformers' usual fields, the routers' logits, a record of the routing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
-from transformers.cache_utils import Cache
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
 
 from .config import Kind
+
+CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+"""What transformers calls the key-value cache in a call and its output: `cache` from 5.24 on."""
 
 
 @dataclass(frozen=True)
@@ -38,39 +44,29 @@ class RoutingRecord:
 
 
 @dataclass
-class MomModelOutput(ModelOutput):
-    """Output of MomModel; see MomCausalLMOutput for the shapes."""
+class MomModelOutput(BaseModelOutputWithPast):
+    """Output of MomModel: transformers' fields, and the routing; see MomCausalLMOutput for the shapes."""
 
-    last_hidden_state: Tensor | None = None  # (B, T, D)
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     router_logits: tuple[Tensor, ...] | None = None
     routing: tuple[RoutingRecord, ...] | None = None
 
 
 @dataclass
-class MomCausalLMOutput(ModelOutput):
-    """Output of MomForCausalLM."""
+class MomCausalLMOutput(CausalLMOutputWithPast):
+    """Output of MomForCausalLM.
 
-    loss: Tensor | None = None  # ()
-    logits: Tensor | None = None  # (B, T or what logits_to_keep leaves, vocabulary)
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None  # H + 1 times (B, T, D): before each step, and after ln_f
-    attentions: tuple[Tensor, ...] | None = None  # (B, N, T, S) per attention half-step
+    Of transformers' fields: loss (), logits (B, T or what logits_to_keep leaves, vocabulary), hidden_states H + 1 times
+    (B, T, D) before each step and after ln_f, attentions (B, N, T, S) per attention half-step.
+    """
+
     router_logits: tuple[Tensor, ...] | None = None  # (n, M+1) per routed half-step, in execution order
     routing: tuple[RoutingRecord, ...] | None = None  # one record per executed half-step, in execution order
     loss_parts: Tensor | None = None  # what `head_loss` gives beside the loss
 
 
 @dataclass
-class MomClassifierOutput(ModelOutput):
-    """Output of MomForSequenceClassification; see MomCausalLMOutput for the shapes."""
+class MomClassifierOutput(SequenceClassifierOutputWithPast):
+    """Output of MomForSequenceClassification: logits (B, labels); see MomCausalLMOutput for the other shapes."""
 
-    loss: Tensor | None = None  # ()
-    logits: Tensor | None = None  # (B, labels)
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     router_logits: tuple[Tensor, ...] | None = None
     routing: tuple[RoutingRecord, ...] | None = None

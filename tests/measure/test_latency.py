@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel
 
 from momify.errors import MomifyError
 from momify.measure.latency import Timing, measure_latency
+from momify.model.outputs import CACHE
 
 MakeGpt2 = Callable[..., GPT2LMHeadModel]
 
@@ -24,11 +25,11 @@ class Recorder(nn.Module):
         self.config = SimpleNamespace(vocab_size=7, max_position_embeddings=20)
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
-    def forward(self, input_ids: torch.Tensor, past_key_values: object = None, **_: object) -> SimpleNamespace:
+    def forward(self, input_ids: torch.Tensor, **given: object) -> SimpleNamespace:
         assert not torch.is_grad_enabled()
         assert not self.training
-        self.calls.append((self.name, input_ids.shape[1], past_key_values is not None))
-        return SimpleNamespace(logits=torch.zeros(input_ids.shape[0], 1, 7), past_key_values=object())
+        self.calls.append((self.name, input_ids.shape[1], given.get(CACHE) is not None))
+        return SimpleNamespace(logits=torch.zeros(input_ids.shape[0], 1, 7), **{CACHE: object()})
 
 
 def ticking() -> Callable[[], float]:

@@ -12,6 +12,7 @@ from momify.measure.flops import Count, UnsupportedOperator, count_fvcore, count
 from momify.measure.macs import MacCounts, closed_form, count_macs
 from momify.measure.routing import realised
 from momify.model import MomConfig, MomForCausalLM
+from momify.model.outputs import CACHE
 
 MakeMom = Callable[..., MomForCausalLM]
 
@@ -121,7 +122,7 @@ def test_planned_is_realised_for_fixed_routing(data: st.DataObject) -> None:
     assert planned == closed_form(model, ids).total == count_torch(model, ids).macs
     assert parameters(config).total == sum(p.numel() for p in model.parameters())
     with torch.no_grad():
-        cache = model(ids, use_cache=True).past_key_values
+        cache = getattr(model(ids, use_cache=True), CACHE)
     stored = sum(t.numel() for layer in cache.layers if layer.is_initialized for t in (layer.keys, layer.values))
     marks = 0 if attention_steps(config) else 2 * 12  # a model without attention counts its tokens in the cache
     assert kv_bytes_per_token(config, 4) * 12 == 4 * (stored - marks)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from momify.model.cache import KeyedLayer, RoomyLayer
+from momify.model.outputs import CACHE
 
 KINDS: list[dict[str, Any]] = [
     {},
@@ -42,8 +43,8 @@ def test_cached_decoding_equals_the_full_forward(make_mom, token_ids, changes, i
         for size in (4, 1, 2, 1, 1, 2):
             seen = None if given is None else given[:, : start + size]
             piece = ids[:, start : start + size]
-            out = model(piece, attention_mask=seen, past_key_values=cache, use_cache=True)
-            cache, start = out.past_key_values, start + size
+            out = model(piece, attention_mask=seen, **{CACHE: cache}, use_cache=True)
+            cache, start = getattr(out, CACHE), start + size
             parts.append(out.logits)
             assert cache.get_seq_length() == start
         real = mask.bool() if given is not None else torch.ones_like(mask).bool()
@@ -53,13 +54,13 @@ def test_cached_decoding_equals_the_full_forward(make_mom, token_ids, changes, i
 @torch.no_grad()
 def test_cache_has_a_slot_only_where_attention_may_run(make_mom, token_ids) -> None:
     model = make_mom(mha_reach=[[3], [0], [3], [1, 3]], mha_homes=[3, 0, 3, 3])
-    cache = model(token_ids, use_cache=True).past_key_values
+    cache = getattr(model(token_ids, use_cache=True), CACHE)
     assert [layer.keys.shape for layer in cache.layers] == [(3, 4, 11, 8)] * 2
     assert [type(layer) is KeyedLayer for layer in cache.layers] == [False, True]
     skips = model(token_ids, output_router_logits=True).routing[-2]
     assert skips.step == 3
     assert torch.equal(cache.layers[1].keep, (skips.modules != 3).reshape(3, 11))
-    nothing = make_mom(mha_reach=[[3]] * 4, mha_homes=[3] * 4)(token_ids, use_cache=True).past_key_values
+    nothing = getattr(make_mom(mha_reach=[[3]] * 4, mha_homes=[3] * 4)(token_ids, use_cache=True), CACHE)
     assert sum(layer.keys.numel() for layer in nothing.layers) == 33, "one number a token, to know the length"
 
 
@@ -123,8 +124,8 @@ def test_generate_reads_the_prompt_once_and_copies_no_cache(make_mom, token_ids)
     settings = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None}
     out = model.generate(token_ids, return_dict_in_generate=True, **settings)
     assert seen == [11, 1, 1, 1, 1, 1]
-    assert {type(layer) for layer in out.past_key_values.layers} == {RoomyLayer}
-    assert {layer.get_seq_length() for layer in out.past_key_values.layers} == {16}
+    assert {type(layer) for layer in getattr(out, CACHE).layers} == {RoomyLayer}
+    assert {layer.get_seq_length() for layer in getattr(out, CACHE).layers} == {16}
 
 
 @torch.no_grad()
@@ -132,14 +133,14 @@ def test_caches_of_other_kinds(make_mom, token_ids) -> None:
     kept = make_mom().double()
     full = kept(token_ids).logits
     for cache in (DynamicCache(), DynamicCache(config=kept.config), StaticCache(kept.config, max_cache_len=16)):
-        first = kept(token_ids[:, :6], past_key_values=cache).logits
+        first = kept(token_ids[:, :6], **{CACHE: cache}).logits
         mask = torch.ones(3, 11, dtype=torch.long)
-        second = kept(token_ids[:, 6:], attention_mask=mask, past_key_values=cache).logits
+        second = kept(token_ids[:, 6:], attention_mask=mask, **{CACHE: cache}).logits
         assert (torch.cat([first, second], 1) - full).abs().max() < 1e-9
     masked = make_mom(skipped_keys="masked")
     for cache in (DynamicCache(), DynamicCache(config=masked.config)):
-        masked(token_ids[:, :6], past_key_values=cache)
-        second = masked(token_ids[:, 6:], past_key_values=cache).logits
+        masked(token_ids[:, :6], **{CACHE: cache})
+        second = masked(token_ids[:, 6:], **{CACHE: cache}).logits
         assert (second - masked(token_ids).logits[:, 6:]).abs().max() < 1e-4
     with pytest.raises(ValueError, match="StaticLayer in slot 0"):
-        masked(token_ids, past_key_values=StaticCache(masked.config, max_cache_len=16))
+        masked(token_ids, **{CACHE: StaticCache(masked.config, max_cache_len=16)})

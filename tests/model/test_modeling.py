@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from momify.model.outputs import CACHE
+
 STATIC = [[0], [1], [2], [3]]
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -227,7 +229,7 @@ def test_a_batch_in_which_every_token_skips(make_mom, token_ids, skipped_keys) -
     assert difference(out.logits, plain) < 1e-5
     assert all(r.rows == 0 and not r.attended for r in out.routing)
     cached = model(token_ids[:, :5], use_cache=True)
-    later = model(token_ids[:, 5:], past_key_values=cached.past_key_values, output_router_logits=True)
+    later = model(token_ids[:, 5:], **{CACHE: getattr(cached, CACHE)}, output_router_logits=True)
     assert difference(later.logits, plain[:, 5:]) < 1e-5
     expected = 18 if skipped_keys == "home" else 0
     assert {r.key_rows for r in later.routing if r.kind == "mha"} == {expected}
