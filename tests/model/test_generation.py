@@ -144,3 +144,13 @@ def test_caches_of_other_kinds(make_mom, token_ids) -> None:
         assert (second - masked(token_ids).logits[:, 6:]).abs().max() < 1e-4
     with pytest.raises(ValueError, match="StaticLayer in slot 0"):
         masked(token_ids, **{CACHE: StaticCache(masked.config, max_cache_len=16)})
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+@torch.no_grad()
+def test_the_cache_is_taken_by_either_name_that_transformers_had_for_it(make_mom, token_ids, name):
+    model = make_mom()
+    first = model(token_ids[:, :7], use_cache=True)
+    later = model(token_ids[:, 7:], **{name: getattr(first, CACHE)}).logits
+    torch.testing.assert_close(later, model(token_ids).logits[:, 7:], rtol=1e-4, atol=1e-5)
+    assert CACHE in first  # as generate looks for it
