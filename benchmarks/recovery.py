@@ -38,6 +38,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                                            "train": {"distill": 0.0, "cross_entropy": 1.0}}),
     "every_other": ("every other layer's (DistilGPT2's way)", {"mom": {**BARE, "importance": "every_other"}}),
     "cosine": ("lowest block influence (ShortGPT's measure)", {"mom": {**BARE, "importance": "cosine"}}),
+    "cosine_refit": ("lowest block influence, what stays refitted", {"mom": {"importance": "cosine"}}),
     "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
     "static": ("greedy by loss, left out", {"mom": BARE}),
     "momify": ("greedy by loss, what stays refitted: momify's default", {}),
