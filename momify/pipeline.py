@@ -196,9 +196,7 @@ class CalibrationText:
         return tokens_of(self.recipe.data, self.tokenizer, self.screen).spread_blocks(-(-count // length))
 
 
-def choose(
-    network: Network, text: CalibrationText, source_sha256: str, screen: Screen
-) -> tuple[Importance, HomePlan]:
+def choose(network: Network, text: CalibrationText, source_sha256: str, screen: Screen) -> tuple[Importance, HomePlan]:
     """What each half-layer is worth on calibration text, and from that what stays and where each step starts."""
     mom, layers = text.recipe.mom, network.layers.num_layers
     request = request_of(mom)

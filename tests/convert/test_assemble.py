@@ -31,7 +31,8 @@ def convert(source: Source, plan: HomePlan, **settings):
 
 
 def full_plan(layers: int, **request) -> HomePlan:
-    return choose_homes(Importance.unmeasured(layers), Request(**{"mha": layers, "ffn": layers, "reach": "all", **request}))
+    pool = {"mha": layers, "ffn": layers, "reach": "all"}
+    return choose_homes(Importance.unmeasured(layers), Request(**{**pool, **request}))
 
 
 VARIANTS = {
