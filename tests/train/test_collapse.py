@@ -26,7 +26,7 @@ def test_no_step_that_calibration_found_useful_ends_all_skip(tmp_path, monkeypat
     model = load_mom(run.model)
     blocks = load_tokens(recipe.data, load_tokenizer(run.model)).valid_tensor(2048).view(-1, 256)
     with torch.inference_mode():
-        records = [one for one in model(input_ids=blocks).routing if one.routed]
+        records = [one for one in model(input_ids=blocks, output_router_logits=True).routing if one.routed]
     assert len(records) == 6 + 9  # every running half-step had a choice
     shares = {(one.kind, one.step): float((one.modules != one.skip).float().mean()) for one in records}
     assert min(shares.values()) > 0.2, shares
