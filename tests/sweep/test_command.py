@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ SWEEP = ("sweep", "src", "--mha", "1", "--ffn", "2", "--tokens", "128", "--data"
          "--learning-rate", "0.01", "--name", "s", "data.block_length=32", "train.precision=fp32",
          "train.save_every=1", "train.log_every=1", "mom.calibration_blocks=2", "mom.refit_tokens=256")  # fmt: skip
 CELLS = ("3x3-seed0", "3x2-seed0", "1x3-seed0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the process that is killed: with another number of threads sums end in other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
