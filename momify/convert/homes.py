@@ -22,6 +22,7 @@ class Request:
     reach: "all" every module and SKIP at each step that runs, "skip" home or SKIP, "home" the home (static); None: home
     where that is possible, as it recovers best (docs/results.md), else all: K > 1, a random start, added steps.
     init: "home" the start that loses nothing, "random" the paper's way (all reachable, no home preferred).
+    patch_rank: of the patch that SKIP adds, 0 for none; step_rank: of each step's own delta to a shared module.
     """
 
     mha: int
@@ -32,6 +33,8 @@ class Request:
     ffn_steps: int | None = None
     init: str = "home"
     reach: str | None = None
+    patch_rank: int = 0
+    step_rank: int = 0
 
     def modules(self, kind: str) -> int:
         return self.mha if kind == "mha" else self.ffn
@@ -54,6 +57,8 @@ class HomePlan:
     ffn_reach: tuple[tuple[int, ...], ...]
     modules_per_token: int = 1
     init: str = "home"
+    patch_rank: int = 0
+    step_rank: int = 0
 
     def layers(self, kind: str) -> tuple[int, ...]:
         """Source layers of the pool's modules."""
@@ -196,6 +201,8 @@ def choose_homes(importance: "Importance", request: Request) -> HomePlan:
         ffn_reach=sides["ffn"].reach,
         modules_per_token=request.modules_per_token,
         init=request.init,
+        patch_rank=request.patch_rank,
+        step_rank=request.step_rank,
     )
 
 
