@@ -6,6 +6,7 @@ from .classification import MomForSequenceClassification
 from .config import MomConfig
 from .dispatch import routed
 from .layout import HalfStep, half_steps
+from .low_rank import FfnDelta, LowRank, MhaDelta
 from .modeling import MomForCausalLM, MomModel, MomPreTrainedModel
 from .outputs import MomCausalLMOutput, MomClassifierOutput, MomModelOutput, RoutingRecord
 from .plan import Plan, make_plan, static_plan
@@ -14,8 +15,11 @@ from .router import Choice, Router, choose
 
 __all__ = [
     "Choice",
+    "FfnDelta",
     "FfnPool",
     "HalfStep",
+    "LowRank",
+    "MhaDelta",
     "MhaPool",
     "MomCausalLMOutput",
     "MomClassifierOutput",

@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .cache import roomy_layer
 from .dispatch import Backend, routed
 from .layout import HalfStep
+from .low_rank import AdaptedStack
 from .picking import Picks, module_shares
 from .plan import make_plan
 from .pool import Stack
@@ -27,10 +28,10 @@ class Scene:
     implementation: str
     dropout: float
     module: nn.Module  # for transformers' attention functions, which read is_causal and training
-    qkv: Stack
+    qkv: Stack | AdaptedStack
     query: Stack  # the first D columns of qkv
     key_value: Stack  # the others
-    out: Stack
+    out: Stack | AdaptedStack
     backend: Backend
 
 
@@ -50,7 +51,7 @@ def attention_half(x_hat: Tensor, half: HalfStep, picks: Picks, scene: Scene) ->
     When no token runs, only what later calls need is computed: the keys and values for the cache.
     """
     runs = not picks.plan.idle
-    if not runs and scene.cache is None:
+    if not runs and (scene.cache is None or half.slot is None):
         return Attended(None, None, keys=False)
     query, key_value = project(x_hat, half, picks, scene)
     key, value, keep = _remember(key_value, half, picks, scene)

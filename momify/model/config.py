@@ -15,7 +15,9 @@ class MomConfig(PreTrainedConfig):
     In homes and reaches a module is its index in the pool; the pool's size stands for SKIP. `None` for homes
     means that step s starts at module s % M, `None` for a reach means every module and SKIP.
     `num_hidden_layers` is derived: the number of steps whose attention may run, which is the number of cache
-    slots (at least 1). Raises ValueError, naming field, value and remedy, for anything that cannot be built.
+    slots (at least 1). `patch_rank`: rank of what SKIP adds (0: nothing); `step_rank`: rank by which a module differs
+    at each of several fixed steps that share it (0: not at all). Raises ValueError, naming field, value and remedy,
+    for anything that cannot be built.
     """
 
     model_type = "mom"
@@ -59,6 +61,8 @@ class MomConfig(PreTrainedConfig):
     home_bias: float = 4.0
     router_explore: float = 0.0
     skipped_keys: str = "home"
+    patch_rank: int = 0
+    step_rank: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -89,6 +93,17 @@ class MomConfig(PreTrainedConfig):
         skip_only = [self.num_modules(kind)]
         return [step for step, reach in enumerate(self.reach(kind)) if reach != skip_only]
 
+    def patched(self, kind: Kind) -> list[int]:
+        """Steps with a patch: where SKIP is within reach, be it the only choice."""
+        modules = self.num_modules(kind)
+        return [step for step, reach in enumerate(self.reach(kind)) if modules in reach] if self.patch_rank else []
+
+    def adapted(self, kind: Kind) -> list[int]:
+        """Steps with a delta: those fixed to a module that is also the home of another step."""
+        homes, modules = self.homes(kind), self.num_modules(kind)
+        fixed = [step for step, reach in enumerate(self.reach(kind)) if len(reach) == 1 and reach != [modules]]
+        return [step for step in fixed if homes.count(homes[step]) > 1] if self.step_rank else []
+
     def mha_slot(self, step: int) -> int | None:
         """Cache slot of a step's keys and values, numbered from 0 in step order; None without attention."""
         running = self.running("mha")
@@ -101,7 +116,13 @@ class MomConfig(PreTrainedConfig):
             "num_mha_modules", "num_ffn_modules", "num_steps", "modules_per_token",
         ):  # fmt: skip
             _check_whole(name, getattr(self, name), at_least=1)
-        _check_whole("router_hidden", self.router_hidden, at_least=0)
+        for name in ("router_hidden", "patch_rank", "step_rank"):
+            _check_whole(name, getattr(self, name), at_least=0)
+        for name in ("patch_rank", "step_rank"):
+            if getattr(self, name) > self.hidden_size:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is more than hidden_size {self.hidden_size}; no map needs more"
+                )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "

@@ -23,6 +23,10 @@ class HalfStep:
     """Module that makes key and value of a token that skips; None if none can skip or they are masked."""
     masks_keys: bool
     """Whether a token that skips is hidden from the later ones."""
+    patch: int | None
+    """Row of this half-step among its kind's patches; None if SKIP adds nothing here, or cannot be chosen."""
+    delta: int | None
+    """Row of this half-step among its kind's deltas; None if its module is as it is in the pool."""
 
     @property
     def routed(self) -> bool:
@@ -31,13 +35,13 @@ class HalfStep:
 
 
 def half_steps(config: MomConfig) -> tuple[HalfStep, ...]:
-    """All half-steps that may run, in order; one that can only SKIP is left out and costs nothing."""
+    """All half-steps that do anything, in order; one that can only SKIP and has no patch is left out."""
     kinds: tuple[Kind, ...] = ("mha", "ffn")
     return tuple(
         _half_step(config, step, kind)
         for step in range(config.num_steps)
         for kind in kinds
-        if config.reach(kind)[step] != [config.num_modules(kind)]
+        if step in config.running(kind) or step in config.patched(kind)
     )
 
 
@@ -46,14 +50,22 @@ def _half_step(config: MomConfig, step: int, kind: Kind) -> HalfStep:
     # with K > 1 a token picks distinct choices, at most one of which is SKIP: its keys come from the others
     can_skip = kind == "mha" and skip in reach and config.modules_per_token == 1
     keeps_keys = can_skip and config.skipped_keys == "home" and home != skip
+    slot = config.mha_slot(step) if kind == "mha" else None
     return HalfStep(
         step=step,
         kind=kind,
         skip=skip,
         home=home,
         reach=tuple(reach),
-        route=config.routed(kind).index(step) if len(reach) > 1 else None,
-        slot=config.mha_slot(step) if kind == "mha" else None,
+        route=_row(config.routed(kind), step),
+        slot=slot,
         key_home=home if keeps_keys else None,
-        masks_keys=can_skip and not keeps_keys,
+        masks_keys=can_skip and not keeps_keys and slot is not None,
+        patch=_row(config.patched(kind), step),
+        delta=_row(config.adapted(kind), step),
     )
+
+
+def _row(steps: list[int], step: int) -> int | None:
+    """Where `step` stands among `steps`."""
+    return steps.index(step) if step in steps else None

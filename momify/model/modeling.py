@@ -5,7 +5,7 @@ N heads.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from .cache import count_tokens
 from .config import Kind, MomConfig
 from .dispatch import Backend, choose_backend, routed
 from .layout import HalfStep, half_steps
+from .low_rank import AdaptedStack, FfnDelta, LowRank, MhaDelta, StepMap, patch_skipped
 from .outputs import CACHE, MomCausalLMOutput, MomModelOutput, RoutingRecord
 from .picking import Choosing, Picks, pick
 from .pool import FfnPool, MhaPool, Stack, StackedLinear
@@ -42,11 +43,18 @@ class MomPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As GPT-2: normal weights, zero biases, residual ones 1 / sqrt(2H) as large; routers pick homes."""
+        """As GPT-2: normal weights, zero biases, residual ones 1 / sqrt(2H) as large; routers pick homes.
+
+        Patches and deltas do nothing.
+        """
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, StackedLinear):
             init.normal_(module.weight, std=std / (2 * self.config.num_steps) ** 0.5 if module.residual else std)
+            init.zeros_(module.bias)
+        elif isinstance(module, LowRank):
+            init.normal_(module.weight_in, std=std)
+            init.zeros_(module.weight_out)
             init.zeros_(module.bias)
         elif isinstance(module, Router):
             init.zeros_(module.weight)
@@ -66,6 +74,8 @@ class _Pass:
     choosing: Choosing
     routers: dict[Kind, tuple[StepRouter, ...]]
     ffn: tuple[Stack, Stack]
+    patches: dict[Kind, tuple[StepMap, ...]]
+    deltas: dict[Kind, tuple[tuple[StepMap, StepMap], ...]]
     backend: Backend
 
 
@@ -95,11 +105,16 @@ class MomModel(MomPreTrainedModel):
         self.ffn = FfnPool(config.num_ffn_modules, width, config.intermediate_size)
         self.mha_router = _make_router(config, "mha")
         self.ffn_router = _make_router(config, "ffn")
+        self.mha_patch = _make_patch(config, "mha")
+        self.ffn_patch = _make_patch(config, "ffn")
+        adapted, rank = {kind: len(config.adapted(kind)) for kind in ("mha", "ffn")}, config.step_rank
+        self.mha_delta = MhaDelta(adapted["mha"], width, rank) if adapted["mha"] else None
+        self.ffn_delta = FfnDelta(adapted["ffn"], width, config.intermediate_size, rank) if adapted["ffn"] else None
         self.ln_f = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
         self.activation = make_activation(config.activation_function)
         halves = half_steps(config)
         self.steps = tuple(tuple(h for h in halves if h.step == step) for step in range(config.num_steps))
-        self.attends = any(half.kind == "mha" for half in halves)
+        self.attends = any(half.slot is not None for half in halves)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -210,12 +225,13 @@ class MomModel(MomPreTrainedModel):
             backend=backend,
         )
         explore = config.router_explore if self.training else 0.0
-        routers = (("mha", self.mha_router), ("ffn", self.ffn_router))
         return _Pass(
             scene=scene,
             choosing=Choosing(config.modules_per_token, config.router_tau, explore, backend),
-            routers={kind: () if router is None else router() for kind, router in routers},
+            routers=_slices(self.mha_router, self.ffn_router),
             ffn=(self.ffn.up(), self.ffn.down()),
+            patches=_slices(self.mha_patch, self.ffn_patch),
+            deltas=_slices(self.mha_delta, self.ffn_delta),
             backend=backend,
         )
 
@@ -247,17 +263,34 @@ class MomModel(MomPreTrainedModel):
         return rows.reshape(x.shape), reports
 
     def _half(self, x: Tensor, half: HalfStep, shared: _Pass) -> tuple[Tensor | None, _Report]:
-        """What one half-step adds to x (n, D); None if no token runs."""
+        """What one half-step adds to x (n, D); None for nothing."""
         # without the affine part: each module's own is folded into its input projection
         x_hat = F.layer_norm(x, x.shape[-1:], eps=self.ln_f.eps)
         router = None if half.route is None else shared.routers[half.kind][half.route]
         picks = pick(x_hat, half, router, shared.choosing)
-        if half.kind == "mha":
-            done = attention_half(x_hat, half, picks, shared.scene)
-            return done.output, _Report(half, picks, done.weights, done.output is not None, done.keys)
-        idle = picks.plan.idle
-        y = None if idle else routed(x_hat, picks.plan, shared.ffn, self.activation, shared.backend)
-        return y, _Report(half, picks)
+        y, report = (self._attend if half.kind == "mha" else self._feed)(x_hat, half, picks, shared)
+        if half.patch is not None:
+            patch = patch_skipped(x_hat, half, picks, shared.patches[half.kind][half.patch], shared.backend)
+            y = patch if y is None else y if patch is None else y + patch
+        return y, report
+
+    def _attend(self, x_hat: Tensor, half: HalfStep, picks: Picks, shared: _Pass) -> tuple[Tensor | None, _Report]:
+        """The modules' part of an attention half-step: (n, D), None if no token runs."""
+        scene = shared.scene
+        if half.delta is not None:
+            qkv, out = shared.deltas["mha"][half.delta]
+            scene = replace(scene, qkv=AdaptedStack(scene.qkv, qkv), out=AdaptedStack(scene.out, out))
+        done = attention_half(x_hat, half, picks, scene)
+        return done.output, _Report(half, picks, done.weights, done.output is not None, done.keys)
+
+    def _feed(self, x_hat: Tensor, half: HalfStep, picks: Picks, shared: _Pass) -> tuple[Tensor | None, _Report]:
+        """The modules' part of a feed-forward half-step: (n, D), None if no token runs."""
+        if picks.plan.idle:
+            return None, _Report(half, picks)
+        layers = shared.ffn
+        if half.delta is not None:
+            layers = tuple(map(AdaptedStack, layers, shared.deltas["ffn"][half.delta]))
+        return routed(x_hat, picks.plan, layers, self.activation, shared.backend), _Report(half, picks)
 
     def _drop(self, y: Tensor) -> Tensor:
         return F.dropout(y, p=self.config.resid_pdrop) if self.training else y
@@ -271,6 +304,17 @@ def _make_router(config: MomConfig, kind: Kind) -> Router | None:
     homes = [config.homes(kind)[step] for step in routed_steps]
     reach = [config.reach(kind)[step] for step in routed_steps]
     return Router(config.hidden_size, config.router_hidden, homes, reach, config.num_modules(kind))
+
+
+def _make_patch(config: MomConfig, kind: Kind) -> LowRank | None:
+    """The patches of one kind, or None if no step has one."""
+    steps = len(config.patched(kind))
+    return LowRank(steps, config.hidden_size, config.patch_rank, config.hidden_size) if steps else None
+
+
+def _slices(mha: nn.Module | None, ffn: nn.Module | None) -> dict[Kind, tuple[Any, ...]]:
+    """What each kind's stack of step parts gives for one forward pass; empty where there is none."""
+    return {kind: () if module is None else module() for kind, module in (("mha", mha), ("ffn", ffn))}
 
 
 def _record(report: _Report, embeds: Tensor) -> RoutingRecord:
@@ -289,6 +333,7 @@ def _record(report: _Report, embeds: Tensor) -> RoutingRecord:
         skip=half.skip,
         keeps_keys=half.key_home is not None and report.keys,
         attended=report.attended,
+        patched=half.patch is not None,
     )
 
 

@@ -31,6 +31,8 @@ class RoutingRecord:
     """Whether the home module makes key and value of tokens that skip."""
     attended: bool
     """Whether the attention core ran (for all tokens, once one needs it); False for a feed-forward half."""
+    patched: bool = False
+    """Whether SKIP adds this step's patch; the record may then be of a half-step whose only choice is SKIP."""
 
     @property
     def rows(self) -> int:
@@ -41,6 +43,11 @@ class RoutingRecord:
     def key_rows(self) -> int:
         """Tokens whose key and value the home module made as they skip or explore SKIP (2 D^2 MACs each)."""
         return int(((self.modules == self.skip) & (self.gates > 0)).sum()) if self.keeps_keys else 0
+
+    @property
+    def patch_rows(self) -> int:
+        """Tokens with a share of SKIP, which the patch was computed for (2 D r MACs each)."""
+        return int(((self.modules == self.skip) & (self.gates > 0)).any(dim=1).sum()) if self.patched else 0
 
 
 @dataclass
