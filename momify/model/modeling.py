@@ -5,7 +5,6 @@ N heads.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,16 +18,17 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils import can_return_tuple
 
 from .activation import make_activation
-from .attention import Scene, attention_half
+from .attention import Scene
 from .cache import count_tokens
 from .config import Kind, MomConfig
-from .dispatch import Backend, choose_backend, routed
+from .dispatch import choose_backend
+from .half import Pass, Report, record, run_half
 from .layout import HalfStep, half_steps
-from .low_rank import AdaptedStack, FfnDelta, LowRank, MhaDelta, StepMap, patch_skipped
-from .outputs import CACHE, MomCausalLMOutput, MomModelOutput, RoutingRecord
-from .picking import Choosing, Picks, pick
-from .pool import FfnPool, MhaPool, Stack, StackedLinear
-from .router import Router, StepRouter
+from .low_rank import FfnDelta, LowRank, MhaDelta
+from .outputs import CACHE, MomCausalLMOutput, MomModelOutput
+from .picking import Choosing
+from .pool import FfnPool, MhaPool, StackedLinear
+from .router import Router
 
 
 class MomPreTrainedModel(PreTrainedModel):
@@ -64,30 +64,6 @@ class MomPreTrainedModel(PreTrainedModel):
             if module.w_in is not None and module.b_in is not None:
                 init.normal_(module.w_in, std=std)
                 init.zeros_(module.b_in)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """What the half-steps of one forward pass share."""
-
-    scene: Scene
-    choosing: Choosing
-    routers: dict[Kind, tuple[StepRouter, ...]]
-    ffn: tuple[Stack, Stack]
-    patches: dict[Kind, tuple[StepMap, ...]]
-    deltas: dict[Kind, tuple[tuple[StepMap, StepMap], ...]]
-    backend: Backend
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What one executed half-step leaves for the outputs."""
-
-    half: HalfStep
-    picks: Picks
-    weights: Tensor | None = None
-    attended: bool = False
-    keys: bool = False
 
 
 class MomModel(MomPreTrainedModel):
@@ -165,7 +141,7 @@ class MomModel(MomPreTrainedModel):
             hidden_states=hidden,
             attentions=attentions if self._wants(output_attentions, "output_attentions") else None,
             router_logits=logits if output_router_logits else None,
-            routing=tuple(_record(r, embeds) for r in reports) if output_router_logits else None,
+            routing=tuple(record(r, embeds) for r in reports) if output_router_logits else None,
         )
 
     def _wants(self, asked: bool | None, name: str) -> bool:
@@ -203,7 +179,7 @@ class MomModel(MomPreTrainedModel):
 
     def _prepare(
         self, embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
-    ) -> _Pass:
+    ) -> Pass:
         """Mask, cache, pool slices and routers for one pass."""
         config = self.config
         mask = create_causal_mask(config, embeds, attention_mask, cache, position_ids)
@@ -225,19 +201,21 @@ class MomModel(MomPreTrainedModel):
             backend=backend,
         )
         explore = config.router_explore if self.training else 0.0
-        return _Pass(
+        return Pass(
             scene=scene,
             choosing=Choosing(config.modules_per_token, config.router_tau, explore, backend),
             routers=_slices(self.mha_router, self.ffn_router),
             ffn=(self.ffn.up(), self.ffn.down()),
             patches=_slices(self.mha_patch, self.ffn_patch),
             deltas=_slices(self.mha_delta, self.ffn_delta),
+            activation=self.activation,
+            epsilon=self.ln_f.eps,
             backend=backend,
         )
 
     def _run(
-        self, x: Tensor, shared: _Pass, keep_hidden: bool
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None, list[_Report]]:
+        self, x: Tensor, shared: Pass, keep_hidden: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, list[Report]]:
         """All steps and the final LayerNorm: (B, T, D), the hidden states if kept, a report per half-step."""
         hidden, reports = [], []
         for halves in self.steps:
@@ -252,45 +230,15 @@ class MomModel(MomPreTrainedModel):
         x = self.ln_f(x)
         return x, (*hidden, x) if keep_hidden else None, reports
 
-    def _step(self, x: Tensor, halves: tuple[HalfStep, ...], shared: _Pass) -> tuple[Tensor, list[_Report]]:
+    def _step(self, x: Tensor, halves: tuple[HalfStep, ...], shared: Pass) -> tuple[Tensor, list[Report]]:
         """One step of x (B, T, D): its attention half, then its feed-forward half, as far as they run."""
         rows, reports = x.reshape(-1, x.shape[-1]), []  # (n, D)
         for half in halves:
-            y, report = self._half(rows, half, shared)
+            y, report = run_half(rows, half, shared)
             if y is not None:
                 rows = rows + self._drop(y)
             reports.append(report)
         return rows.reshape(x.shape), reports
-
-    def _half(self, x: Tensor, half: HalfStep, shared: _Pass) -> tuple[Tensor | None, _Report]:
-        """What one half-step adds to x (n, D); None for nothing."""
-        # without the affine part: each module's own is folded into its input projection
-        x_hat = F.layer_norm(x, x.shape[-1:], eps=self.ln_f.eps)
-        router = None if half.route is None else shared.routers[half.kind][half.route]
-        picks = pick(x_hat, half, router, shared.choosing)
-        y, report = (self._attend if half.kind == "mha" else self._feed)(x_hat, half, picks, shared)
-        if half.patch is not None:
-            patch = patch_skipped(x_hat, half, picks, shared.patches[half.kind][half.patch], shared.backend)
-            y = patch if y is None else y if patch is None else y + patch
-        return y, report
-
-    def _attend(self, x_hat: Tensor, half: HalfStep, picks: Picks, shared: _Pass) -> tuple[Tensor | None, _Report]:
-        """The modules' part of an attention half-step: (n, D), None if no token runs."""
-        scene = shared.scene
-        if half.delta is not None:
-            qkv, out = shared.deltas["mha"][half.delta]
-            scene = replace(scene, qkv=AdaptedStack(scene.qkv, qkv), out=AdaptedStack(scene.out, out))
-        done = attention_half(x_hat, half, picks, scene)
-        return done.output, _Report(half, picks, done.weights, done.output is not None, done.keys)
-
-    def _feed(self, x_hat: Tensor, half: HalfStep, picks: Picks, shared: _Pass) -> tuple[Tensor | None, _Report]:
-        """The modules' part of a feed-forward half-step: (n, D), None if no token runs."""
-        if picks.plan.idle:
-            return None, _Report(half, picks)
-        layers = shared.ffn
-        if half.delta is not None:
-            layers = tuple(map(AdaptedStack, layers, shared.deltas["ffn"][half.delta]))
-        return routed(x_hat, picks.plan, layers, self.activation, shared.backend), _Report(half, picks)
 
     def _drop(self, y: Tensor) -> Tensor:
         return F.dropout(y, p=self.config.resid_pdrop) if self.training else y
@@ -315,26 +263,6 @@ def _make_patch(config: MomConfig, kind: Kind) -> LowRank | None:
 def _slices(mha: nn.Module | None, ffn: nn.Module | None) -> dict[Kind, tuple[Any, ...]]:
     """What each kind's stack of step parts gives for one forward pass; empty where there is none."""
     return {kind: () if module is None else module() for kind, module in (("mha", mha), ("ffn", ffn))}
-
-
-def _record(report: _Report, embeds: Tensor) -> RoutingRecord:
-    """The report in the form that users get, over the tokens of embeds (B, T, D)."""
-    half, picks = report.half, report.picks
-    modules, gates = picks.modules, picks.gates
-    if modules is None:
-        modules = torch.full((embeds.shape[0] * embeds.shape[1], 1), half.home, device=embeds.device)
-    gates = torch.ones(modules.shape, device=embeds.device) if gates is None else gates.detach()
-    return RoutingRecord(
-        step=half.step,
-        kind=half.kind,
-        modules=modules,
-        gates=gates,
-        routed=half.routed,
-        skip=half.skip,
-        keeps_keys=half.key_home is not None and report.keys,
-        attended=report.attended,
-        patched=half.patch is not None,
-    )
 
 
 def default_positions(embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
