@@ -108,21 +108,25 @@ class AdaptedStack:
 
 
 def patch_skipped(x_hat: Tensor, half: HalfStep, picks: Picks, patch: StepMap, backend: Backend) -> Tensor | None:
-    """What `patch` adds for the tokens x_hat (n, D) that lie on SKIP: (n, D), or None if nobody is known to.
+    """What `patch` adds for the tokens x_hat (n, D) that lie on SKIP: (n, D), (D,) zeros or None if nobody does.
 
     A token's share is its gate on SKIP, 1 where gates are constant. Only tokens with a share are computed.
     """
-    rows = x_hat.shape[0]
-    if picks.modules is None:
-        return patch.add_to(patch.bias, x_hat) if half.home == half.skip else None
-    if picks.gates is None and picks.plan.sizes is not None and picks.plan.rows == rows:
-        return None
-    plan = static_plan(0, 1, rows) if picks.gates is None and picks.plan.idle else skip_plan(picks, half, backend)
-    return None if plan.idle else routed(x_hat, plan, patch.stacks(), backend=backend)
+    plan = skip_plan(x_hat.shape[0], half, picks, backend)
+    if plan.module is not None and plan.gates is None and not plan.idle:
+        return patch.add_to(patch.bias, x_hat)
+    if not plan.idle:
+        return routed(x_hat, plan, patch.stacks(), backend=backend)
+    # the sum over no rows: several processes wait for a gradient of each parameter, be it zero
+    return patch.add_to(patch.bias, x_hat[:0]).sum(0) if torch.is_grad_enabled() else None
 
 
-def skip_plan(picks: Picks, half: HalfStep, backend: Backend) -> Plan:
-    """The tokens with a share of SKIP as the rows of a pool of one module, weighed by their shares."""
+def skip_plan(tokens: int, half: HalfStep, picks: Picks, backend: Backend) -> Plan:
+    """Those of n = `tokens` with a share of SKIP as the rows of a pool of one module, weighed by their shares."""
+    if picks.gates is None and picks.plan.idle:
+        return static_plan(0, 1, tokens)
+    if picks.gates is None and picks.plan.sizes is not None and picks.plan.rows == tokens:
+        return Plan(sizes=(0,))  # nobody skips
     if picks.gates is None:
         return make_plan((picks.modules != half.skip).long(), None, 1, backend.wait)
     shares = (picks.gates * (picks.modules == half.skip)).sum(dim=1, keepdim=True)  # (n, 1)

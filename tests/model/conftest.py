@@ -74,13 +74,15 @@ class PlainLoop:
         self.config, self.body, self.head = model.config, model.model, model.lm_head
         self.picked: list[tuple[str, int, list[int]]] = []
 
-    @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
         """(T, vocabulary) for one row of ids (T,) without padding."""
         x = [self.body.wte.weight[token] + self.body.wpe.weight[t] for t, token in enumerate(ids.tolist())]
         for step in range(self.config.num_steps):
-            x = self._add(x, self._attention(x, step))
-            x = self._add(x, [self._ffn(row, step) for row in x])
+            for kind, half in (("mha", self._attention), ("ffn", self._feed_forward)):
+                hats = [self._normal(row) for row in x]
+                picks = [self._pick(kind, step, hat) for hat in hats]
+                patches = [self._patch(kind, step, hat, gates) for hat, gates in zip(hats, picks, strict=True)]
+                x = self._add(self._add(x, half(hats, self._modules(kind, picks), step)), patches)
         norm = self.body.ln_f
         return torch.stack([(self._normal(r) * norm.weight + norm.bias) @ self.head.weight.T for r in x])
 
@@ -92,10 +94,10 @@ class PlainLoop:
         return row / torch.sqrt((row**2).mean() + self.config.layer_norm_epsilon)
 
     def _pick(self, kind: str, step: int, x_hat: Tensor) -> dict[int, float]:
-        """Gate of each module picked, SKIP left out."""
-        reach, skip = self.config.reach(kind)[step], self.config.num_modules(kind)
+        """Gate of each choice picked."""
+        reach = self.config.reach(kind)[step]
         if len(reach) == 1:
-            return {reach[0]: 1.0} if reach[0] != skip else {}
+            return {reach[0]: 1.0}
         router = getattr(self.body, f"{kind}_router")
         row = self.config.routed(kind).index(step)
         if self.config.router_hidden:
@@ -104,29 +106,51 @@ class PlainLoop:
         best = sorted(reach, key=lambda choice: -scores[choice])[: self.config.modules_per_token]
         self.picked.append((kind, step, best))
         odds = {choice: math.exp(scores[choice] / self.config.router_tau) for choice in best}
-        return {choice: odds[choice] / sum(odds.values()) for choice in best if choice != skip}
+        return {choice: odds[choice] / sum(odds.values()) for choice in best}
 
-    def _attention(self, x: list[Tensor], step: int) -> list[Tensor | None]:
-        pool, c = self.body.mha, self.config
-        skip, home = c.num_mha_modules, c.mha_homes[step]
-        if c.mha_reach[step] == [skip]:
-            return [None] * len(x)
-        hats = [self._normal(row) for row in x]
-        picks = [self._pick("mha", step, hat) for hat in hats]
+    def _modules(self, kind: str, picks: list[dict[int, float]]) -> list[dict[int, float]]:
+        """Gates of the modules picked, SKIP left out."""
+        skip = self.config.num_modules(kind)
+        return [{choice: gate for choice, gate in gates.items() if choice != skip} for gates in picks]
+
+    def _patch(self, kind: str, step: int, x_hat: Tensor, gates: dict[int, float]) -> Tensor | None:
+        skip = self.config.num_modules(kind)
+        if not self.config.patch_rank or skip not in gates:
+            return None
+        part = getattr(self.body, f"{kind}_patch")
+        row = [s for s, reach in enumerate(self.config.reach(kind)) if skip in reach].index(step)
+        return gates[skip] * (part.bias[row] + x_hat @ part.weight_in[row] @ part.weight_out[row])
+
+    def _through(self, name: str, i: int, step: int, x: Tensor) -> Tensor:
+        """x through one matrix of module i, as that step has it: with its delta folded in."""
+        kind, part = name.split(".")
+        stack = getattr(getattr(self.body, kind), part)
+        weight, bias = stack.weight[i], stack.bias[i]
+        homes, reach = self.config.homes(kind), self.config.reach(kind)
+        steps = [s for s, home in enumerate(homes) if reach[s] == [home] and homes.count(home) > 1]
+        steps = [s for s in steps if homes[s] != self.config.num_modules(kind)]
+        if self.config.step_rank and step in steps:
+            delta, row = getattr(getattr(self.body, f"{kind}_delta"), part), steps.index(step)
+            weight = weight + delta.weight_in[row] @ delta.weight_out[row]
+            bias = bias + delta.bias[row]
+        return x @ weight + bias
+
+    def _attention(self, hats: list[Tensor], picks: list[dict[int, float]], step: int) -> list[Tensor | None]:
+        skip, home = self.config.num_mha_modules, self.config.mha_homes[step]
         qkv: list[Tensor | None] = []
         for hat, gates in zip(hats, picks, strict=True):
             if gates:
                 total = sum(gates.values())
-                parts = [g / total * (hat @ pool.qkv.weight[i] + pool.qkv.bias[i]) for i, g in gates.items()]
+                parts = [g / total * self._through("mha.qkv", i, step, hat) for i, g in gates.items()]
                 qkv.append(torch.stack(parts).sum(0))
-            elif c.skipped_keys == "home" and home != skip:
-                qkv.append(hat @ pool.qkv.weight[home] + pool.qkv.bias[home])
+            elif self.config.skipped_keys == "home" and home != skip:
+                qkv.append(self._through("mha.qkv", home, step, hat))
             else:
                 qkv.append(None)
-        return [self._attend(qkv, t, gates) if gates else None for t, gates in enumerate(picks)]
+        return [self._attend(qkv, t, gates, step) if gates else None for t, gates in enumerate(picks)]
 
-    def _attend(self, qkv: list[Tensor | None], t: int, gates: dict[int, float]) -> Tensor:
-        pool, heads = self.body.mha, self.config.num_attention_heads
+    def _attend(self, qkv: list[Tensor | None], t: int, gates: dict[int, float], step: int) -> Tensor:
+        heads = self.config.num_attention_heads
         seen = [row.reshape(3, heads, -1) for row in qkv[: t + 1] if row is not None]
         query, size = seen[-1][0], seen[-1].shape[-1]
         context = []
@@ -135,16 +159,18 @@ class PlainLoop:
             weights = torch.softmax(scores, dim=0)
             context.append(torch.stack([w * row[2, head] for w, row in zip(weights, seen, strict=True)]).sum(0))
         y = torch.cat(context)
-        return torch.stack([g * (y @ pool.out.weight[i] + pool.out.bias[i]) for i, g in gates.items()]).sum(0)
+        return torch.stack([g * self._through("mha.out", i, step, y) for i, g in gates.items()]).sum(0)
 
-    def _ffn(self, row: Tensor, step: int) -> Tensor | None:
-        pool, act = self.body.ffn, ACT2FN[self.config.activation_function]
-        hat = self._normal(row)
-        parts = [
-            g * (act(hat @ pool.up.weight[i] + pool.up.bias[i]) @ pool.down.weight[i] + pool.down.bias[i])
-            for i, g in self._pick("ffn", step, hat).items()
-        ]
-        return torch.stack(parts).sum(0) if parts else None
+    def _feed_forward(self, hats: list[Tensor], picks: list[dict[int, float]], step: int) -> list[Tensor | None]:
+        act = ACT2FN[self.config.activation_function]
+        rows: list[Tensor | None] = []
+        for hat, gates in zip(hats, picks, strict=True):
+            parts = [
+                g * self._through("ffn.down", i, step, act(self._through("ffn.up", i, step, hat)))
+                for i, g in gates.items()
+            ]
+            rows.append(torch.stack(parts).sum(0) if parts else None)
+        return rows
 
 
 @pytest.fixture

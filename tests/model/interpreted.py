@@ -105,7 +105,7 @@ def test_backend_may_be_asked_for(monkeypatch) -> None:
     assert choose_backend(torch.device("cpu"), torch.float32).name == "triton"
 
 
-@pytest.mark.parametrize("changes", [{}, {"router_explore": 0.5}])
+@pytest.mark.parametrize("changes", [{}, {"router_explore": 0.5}, {"patch_rank": 3}])
 def test_a_whole_model_and_its_gradients(make_mom, token_ids, changes, monkeypatch) -> None:
     model = make_mom(**changes).train()
     found = []

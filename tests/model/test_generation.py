@@ -18,6 +18,8 @@ KINDS: list[dict[str, Any]] = [
     {"mha_reach": [[3], [0, 1, 3], [2], [3]], "mha_homes": [3, 3, 2, 3], "ffn_reach": [[0], [1, 4], [4], [2]],
      "ffn_homes": [0, 4, 4, 2]},
     {"mha_reach": [[3]] * 4, "mha_homes": [3] * 4},
+    {"mha_reach": [[3], [0, 1, 3], [2], [2]], "mha_homes": [3, 3, 2, 2], "ffn_reach": [[0], [1, 4], [4], [0]],
+     "ffn_homes": [0, 4, 4, 0], "patch_rank": 3, "step_rank": 2},
 ]  # fmt: skip
 SEEDS = range(4)
 

@@ -105,6 +105,18 @@ ROUTED: list[dict[str, Any]] = [
         "ffn_homes": [4, 0, 2, 3],
     },
     {"modules_per_token": 3, "mha_reach": [[0, 1], [1, 3], [2], [0, 1, 2, 3]], "mha_homes": [0, 3, 2, 3]},
+    {"patch_rank": 3},
+    {"patch_rank": 3, "skipped_keys": "masked"},
+    {"patch_rank": 2, "modules_per_token": 2, "router_tau": 3.0},
+    {"patch_rank": 1, "num_mha_modules": 1, "num_ffn_modules": 1, "modules_per_token": 2},
+    {
+        "patch_rank": 3,
+        "step_rank": 2,
+        "mha_reach": [[1], [3], [1], [0, 1, 3]],
+        "mha_homes": [1, 3, 1, 3],
+        "ffn_reach": [[2], [0, 2, 4], [4], [2]],
+        "ffn_homes": [2, 4, 4, 2],
+    },
 ]
 
 

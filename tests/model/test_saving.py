@@ -23,9 +23,10 @@ def reload(model: Any, folder: Path, **options: Any) -> tuple[Any, dict[str, Any
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("router_hidden", [0, 8])
+@pytest.mark.parametrize("ranks", [{}, {"patch_rank": 3, "step_rank": 2, "mha_homes": [3, 1, 3, 1]}], ids=str)
 @torch.no_grad()
-def test_save_and_load_bit_for_bit(make_mom, token_ids, tmp_path, tied, dtype, router_hidden) -> None:
-    model = make_mom(tie_word_embeddings=tied, router_hidden=router_hidden, **REACH).to(dtype)
+def test_save_and_load_bit_for_bit(make_mom, token_ids, tmp_path, tied, dtype, router_hidden, ranks) -> None:
+    model = make_mom(tie_word_embeddings=tied, router_hidden=router_hidden, **{**REACH, **ranks}).to(dtype)
     again, info = reload(model, tmp_path)
     assert not any(info.values()), info
     assert again.dtype == dtype
