@@ -244,14 +244,21 @@ def _show_report(found: dict[str, Any], as_json: bool) -> None:
     typer.echo(json.dumps(found, indent=2) if as_json else verdict(found))
 
 
-@app.command(epilog="Example: momify export demo --format mom --out exported/")
+@app.command(epilog="Example: momify export demo --format gpt2 --out exported/")
 def export(
     model: Model = None,
-    form: Annotated[str, typer.Option("--format", help="mom: loads with torch and transformers alone.")] = "mom",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="mom: any MoM, for torch and transformers with trust_remote_code. "
+            "gpt2: one whose steps never choose, as a plain GPT-2 with the same logits.",
+        ),
+    ] = "mom",
     out: Annotated[Path | None, typer.Option(help="Target folder; runs/<name>/export if left out.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a folder that loads without momify."""
+    """Write a folder that loads without momify, as a MoM or, where no step chooses, as a plain GPT-2."""
     screen = open_screen(quiet)
     from momify.pipeline import check_format
     from momify.pipeline import export as export_subject

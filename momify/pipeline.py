@@ -22,6 +22,7 @@ from momify.data.documents import Corpus, read_corpus
 from momify.data.tokenizer import check_same_tokens, load_tokenizer, train_tokenizer
 from momify.errors import MomifyError
 from momify.evaluation import EvalOptions, evaluate, evaluate_ppl, kept_start, kept_summaries
+from momify.export.gpt2 import export_gpt2
 from momify.export.mom import export_mom
 from momify.files import read_json, whole_folder, write_text
 from momify.measure.paths import Paths, leave_one_out, trace_paths
@@ -39,7 +40,7 @@ from momify.subject import Subject
 from momify.train.fit import Place, Stopped, fit
 from momify.train.scratch import dense_gpt2
 
-EXPORTERS = {"mom": export_mom}
+EXPORTERS = {"mom": export_mom, "gpt2": export_gpt2}
 
 
 def quiet_libraries() -> None:
@@ -311,11 +312,11 @@ def check_format(form: str) -> None:
 
 
 def export(subject: Subject, form: str, target: Path, screen: Screen) -> Path:
-    """A folder that loads without momify. Raises MomifyError for an unknown format."""
+    """A folder that loads without momify; says what loads it. Raises MomifyError where the model does not fit."""
     check_format(form)
     if subject.kind != "mom":
         raise MomifyError(f"{subject.name} is a dense gpt2 model, which loads anywhere as it is; export takes a MoM")
     report = subject.results / "report.json"
-    EXPORTERS[form](subject.folder, target, read_json(report) if report.exists() else None)
+    EXPORTERS[form](subject.folder, target, read_json(report) if report.exists() else None, screen.say)
     screen.say(f"wrote {target}")
     return target

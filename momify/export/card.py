@@ -1,14 +1,15 @@
-"""The model card (README.md) of an exported MoM: what it is, how to load it, what it costs, where it comes from."""
+"""The model card (README.md) of an export: what it is, how to load it, what it costs, where it comes from."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+from momify.export.written import Written
 from momify.measure.cost import attention_steps, kv_bytes_per_token, parameters
 from momify.model import MomConfig
 from momify.report.markdown import escape, fenced, table
-from momify.report.words import amount, size
+from momify.report.words import amount, perplexity_text, size
 
 Json = dict[str, Any]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -20,13 +21,14 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
 inputs = tokenizer("Hello", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0]))"""
+_USE_GPT2 = _USE.replace(", trust_remote_code=True", "")
 
 
 def model_card(config: Json, provenance: Json, report: Json | None = None) -> str:
     """README.md from config.json, momify.json and, where there is one, report.json."""
     source = _display(_recorded(provenance))
     sections = [
-        _front_matter(_recorded(provenance)),
+        _front_matter(_recorded(provenance), "momify, mixture-of-modules, gpt2"),
         f"# {escape(source or 'A GPT-2')} as a Mixture of Modules",
         "A GPT-2 taken apart into a pool of attention and feed-forward modules; a router picks a module, or SKIP, "
         "for each token at each step ([Mixture-of-Modules](https://arxiv.org/abs/2407.06677)). Made by momify.",
@@ -37,6 +39,26 @@ def model_card(config: Json, provenance: Json, report: Json | None = None) -> st
         fenced(_USE, "python"),
         "## Shape",
         _shape(MomConfig.from_dict(config)),
+        _origin(source, provenance),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def gpt2_card(written: Written, provenance: Json, report: Json | None = None) -> str:
+    """README.md of a MoM written as a plain GPT-2; of report.json it takes the quality, which stays the same."""
+    source = _display(_recorded(provenance))
+    sections = [
+        _front_matter(_recorded(provenance), "momify, gpt2"),
+        f"# {escape(source or 'A GPT-2')}, made smaller, as a plain GPT-2",
+        "A GPT-2 taken apart into attention and feed-forward modules, of which some were removed "
+        "([Mixture-of-Modules](https://arxiv.org/abs/2407.06677)), and written as a GPT-2 again, which any GPT-2 tool "
+        "loads. Made by momify.",
+        _quality(report),
+        "## Use",
+        fenced(_USE_GPT2, "python"),
+        "## Cost",
+        table(["", "as a MoM", "here"], written.rows()),
+        "\n".join(f"- {line}" for line in written.lines()),
         _origin(source, provenance),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -54,10 +76,10 @@ def _display(name: str | None) -> str | None:
     return name if name is None or _HUB_NAME.fullmatch(name) else re.split(r"[\\/]", name.rstrip("\\/"))[-1]
 
 
-def _front_matter(name: str | None) -> str:
+def _front_matter(name: str | None, tags: str) -> str:
     """What the hub reads; JSON strings are YAML strings, so nothing in a name can break out of its line."""
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    lines += ["tags: [momify, mixture-of-modules, gpt2]"]
+    lines.append(f"tags: [{tags}]")
     if name and _HUB_NAME.fullmatch(name) and not Path(name).exists():  # a folder is no base model
         lines.append(f"base_model: {json.dumps(name)}")
     return "\n".join([*lines, "---"])
@@ -68,6 +90,16 @@ def _numbers(report: Json | None) -> str:
         return ""
     protocol = report["perplexity"]["protocol"]
     return f"**{escape(report['verdict'])}.** Perplexity on held-out text: {escape(protocol)}."
+
+
+def _quality(report: Json | None) -> str:
+    """Perplexity alone: what else a report has is the MoM's, and is not true of the GPT-2."""
+    if report is None:
+        return ""
+    found = report["perplexity"]
+    before, after = found["source"], found["mom_trained"] or found["mom_start"]
+    change = f"{perplexity_text(before)} -> {perplexity_text(after)}"
+    return f"**Perplexity on held-out text {escape(change)}**: {escape(found['protocol'])}."
 
 
 def _shape(config: MomConfig) -> str:

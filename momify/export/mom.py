@@ -3,9 +3,8 @@
 Its users need torch and transformers and pass trust_remote_code=True; they do not need momify.
 """
 
-import json
 import shutil
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,45 @@ from safetensors import SafetensorError, safe_open
 
 from momify import model as model_package
 from momify.convert.stored_mom import read_mom_config
-from momify.convert.weight_files import find_weight_files, inside, read_json
+from momify.convert.weight_files import find_weight_files, read_json
 from momify.errors import MomifyError
 from momify.export.card import model_card
+from momify.export.folder import PROVENANCE, TEXTS, check_target, companions, provenance
 from momify.files import whole_folder, write_json, write_text
-from momify.model import MomForCausalLM, MomForSequenceClassification
+from momify.model import MomForCausalLM, MomForSequenceClassification, half_steps
 
 AUTO_MAP = {
     "AutoConfig": "config.MomConfig",
     "AutoModelForCausalLM": "modeling.MomForCausalLM",
     "AutoModelForSequenceClassification": "classification.MomForSequenceClassification",
 }
-COMPANIONS = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "model.safetensors.index.json",
-)  # fmt: skip
-PROVENANCE = "momify.json"
+COMPANIONS = (*TEXTS, "model.safetensors.index.json")
 Json = dict[str, Any]
 
 
-def export_mom(model_folder: Path, target: Path, report: Json | None = None) -> Path:
+def export_mom(
+    model_folder: Path, target: Path, report: Json | None = None, say: Callable[[str], None] = lambda line: None
+) -> Path:
     """Write the MoM in `model_folder` to `target`, whole or not at all, and return `target`.
 
     It holds weights, config with auto_map, the model's code, tokenizer, a model card (with the numbers of `report`,
-    a report.json, if given) and momify.json. Raises MomifyError for a folder that is no complete MoM, and for a
-    `target` that holds something else than an earlier export.
+    a report.json, if given) and momify.json. `say` gets what loads it, a line at a time. Raises MomifyError for a
+    folder that is no complete MoM, and for a `target` that holds something else than an earlier export.
     """
     model_folder, target = Path(model_folder), Path(target)
     config = _read_config(model_folder)
     weights = _checked_weights(model_folder, config)
     check_target(model_folder, target)
-    provenance = _provenance(model_folder)
+    record = provenance(model_folder, "mom")
     with whole_folder(target) as folder:
-        for path in [*weights, *_companions(model_folder), *code_files()]:
+        for path in [*weights, *companions(model_folder, COMPANIONS), *code_files()]:
             shutil.copyfile(path, folder / path.name)
         write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
-        write_json(folder / PROVENANCE, provenance)
-        write_text(folder / "README.md", model_card(config, provenance, report))
+        write_json(folder / PROVENANCE, record)
+        write_text(folder / "README.md", model_card(config, record, report))
+    say("loads where torch and transformers are, with trust_remote_code=True")
+    if not any(half.routed for half in half_steps(read_mom_config(model_folder))):
+        say("none of its steps chooses: --format gpt2 writes a plain GPT-2, which any GPT-2 tool loads")
     return target
 
 
@@ -59,26 +60,6 @@ def code_files() -> list[Path]:
     """The files that a MoM's code consists of, all in one flat folder."""
     folder = Path(model_package.__file__).parent
     return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
-
-
-def check_target(model_folder: Path, target: Path) -> None:
-    """Raise MomifyError where writing to `target` would destroy something that is not an earlier export."""
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise MomifyError(f"export target {target} is a file; name a new folder")
-    if target.resolve() == model_folder.resolve():
-        raise MomifyError(f"export target {target} is the model folder itself; name another folder")
-    if any(target.iterdir()) and not _is_export(target):
-        raise MomifyError(f"export target {target} holds something else than an earlier export; name a new folder")
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether export_mom wrote `folder`: its momify.json says so."""
-    try:
-        return "export" in json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, TypeError):
-        return False
 
 
 def _read_config(folder: Path) -> Json:
@@ -134,19 +115,3 @@ def _expected(folder: Path, config: Json) -> tuple[dict[str, list[int]], set[str
         raise MomifyError(f"{folder}/config.json describes no MoM that can be built: {reason}") from error
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     return shapes, set(model.all_tied_weights_keys)
-
-
-def _companions(folder: Path) -> list[Path]:
-    """Tokenizer, generation settings and shard index, as far as they are there."""
-    return [path for path in (inside(folder, name) for name in COMPANIONS) if path.is_file()]
-
-
-def _provenance(folder: Path) -> Json:
-    """momify.json of the model, with the word that this is an export of it."""
-    path = folder / PROVENANCE
-    known = read_json(path) if path.is_file() else {}
-    try:
-        momify = version("momify")
-    except PackageNotFoundError:
-        momify = "unknown"  # run from a source tree
-    return {**known, "export": {"format": "mom", "momify": momify}}

@@ -1,0 +1,99 @@
+"""What a MoM costs once it is written as a GPT-2: the numbers, and the sentences for the screen and the card."""
+
+from dataclasses import dataclass
+
+from transformers import GPT2Config
+
+from momify.export.packing import Layer, is_patch
+from momify.measure.cost import dense_macs, kv_bytes_per_token, mom_macs, parameters, planned_usage
+from momify.model import HalfStep, MomConfig
+from momify.report.words import amount, size
+
+
+@dataclass(frozen=True)
+class Written:
+    """A MoM without choices and the GPT-2 that it is written as; MACs of one sequence of all positions."""
+
+    mom: MomConfig
+    gpt2: GPT2Config
+    layers: tuple[Layer, ...]
+
+    @property
+    def halves(self) -> list[HalfStep]:
+        """All that is run, in order."""
+        return [half for layer in self.layers for half in layer.halves]
+
+    @property
+    def written_again(self) -> int:
+        """Halves whose module an earlier half has already."""
+        modules = [(half.kind, half.home) for half in self.halves if not is_patch(half)]
+        return len(modules) - len(set(modules))
+
+    @property
+    def without_attention(self) -> int:
+        """Layers whose attention is zeros."""
+        return sum(layer.attention is None for layer in self.layers)
+
+    @property
+    def without_feed_forward(self) -> int:
+        """Layers whose feed-forward is zeros."""
+        return sum(layer.feed_forward is None for layer in self.layers)
+
+    @property
+    def macs(self) -> tuple[float, float]:
+        """Multiply-adds of the MoM and of the GPT-2."""
+        length = self.mom.n_positions
+        usage = planned_usage(self.mom, 1, length)  # exact: nothing chooses
+        return mom_macs(self.mom, 1, length, usage).total, dense_macs(self.gpt2, 1, length).total
+
+    @property
+    def idle_macs(self) -> float:
+        """Multiply-adds that the GPT-2 spends on halves of zeros."""
+        macs, layers = dense_macs(self.gpt2, 1, self.mom.n_positions), len(self.layers)
+        attention = (macs.projections + macs.attention) / layers
+        return self.without_attention * attention + self.without_feed_forward * macs.ffn / layers
+
+    @property
+    def idle_cache(self) -> float:
+        """Bytes of KV cache, per token in 16 bit, that the GPT-2 keeps for attentions of zeros."""
+        return kv_bytes_per_token(self.gpt2) * self.without_attention / len(self.layers)
+
+    def rows(self) -> list[list[str]]:
+        """What it costs as a MoM and as a GPT-2."""
+        macs = self.macs
+        counts = [parameters(config).total for config in (self.mom, self.gpt2)]
+        cache = [kv_bytes_per_token(config) for config in (self.mom, self.gpt2)]
+        return [
+            ["parameters", *map(amount, counts)],
+            [f"MACs, {self.mom.n_positions} tokens", *map(amount, macs)],
+            ["KV cache per token, 16 bit", *map(size, cache)],
+        ]
+
+    def lines(self) -> list[str]:
+        """Sentences: what it came to, and which part of that no half-step of the MoM asked for."""
+        lines = [self._packed(), *self._zeros()]
+        if again := self.written_again:
+            lines.append(f"{again} halves run a module that an earlier one has: it is written again for each")
+        if patches := sum(map(is_patch, self.halves)):
+            rank = self.mom.patch_rank
+            lines.append(f"{patches} patches of rank {rank} are feed-forward halves: each costs as much as a module")
+        return lines
+
+    def _packed(self) -> str:
+        attention = len(self.layers) - self.without_attention
+        changes = [f"{name} {before} -> {after}" for name, before, after in self.rows()]
+        return (
+            f"{len(self.layers)} GPT-2 layers run {attention} attention and {len(self.halves) - attention} "
+            f"feed-forward halves, with the MoM's logits; {'; '.join(changes)}"
+        )
+
+    def _zeros(self) -> list[str]:
+        missing = (("attention", self.without_attention), ("feed-forward", self.without_feed_forward))
+        empty = " and ".join(f"{count} {kind}" for kind, count in missing if count)
+        if not empty:
+            return []
+        total, cache = self.macs[1], kv_bytes_per_token(self.gpt2)
+        return [
+            f"{empty} halves are zeros, which add nothing and are computed all the same: {amount(self.idle_macs)} of "
+            f"the {amount(total)} MACs, {size(self.idle_cache)} of the {size(cache)} of KV cache"
+        ]
