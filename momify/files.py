@@ -95,10 +95,17 @@ def whole_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         with disk_errors(target):
-            temporary.chmod(0o755)
+            _open_to_all(temporary)
             _replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_to_all(folder: Path) -> None:
+    """Give others the right to read: temporary files and folders are private, and so is what safetensors writes."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _replace_folder(new: Path, target: Path) -> None:

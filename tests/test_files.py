@@ -65,6 +65,15 @@ def test_whole_folder_replaces_only_on_success(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_others_can_read_what_is_whole(tmp_path: Path) -> None:
+    """safetensors writes files that its user alone can read; a model on a shared disk is for all."""
+    with whole_folder(tmp_path / "model") as folder:
+        (folder / "inner").mkdir(mode=0o700)
+        (folder / "inner" / "weights").touch(mode=0o600)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "model", *sorted((tmp_path / "model").rglob("*")))]
+    assert modes == [0o755, 0o755, 0o644]
+
+
 def test_hash_depends_on_names_and_contents(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_text("1")

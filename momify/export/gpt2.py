@@ -52,7 +52,7 @@ def export_gpt2(
                 shutil.copyfile(path, folder / path.name)
         write_json(folder / PROVENANCE, record)
         write_text(folder / "README.md", gpt2_card(written, record, report))
-    for line in written.lines():
+    for line in (*written.lines(), written.changes()):
         say(line)
     return target
 

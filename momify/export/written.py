@@ -69,6 +69,10 @@ class Written:
             ["KV cache per token, 16 bit", *map(size, cache)],
         ]
 
+    def changes(self) -> str:
+        """The rows as one line."""
+        return "; ".join(f"{name}: {before} -> {after}" for name, before, after in self.rows())
+
     def lines(self) -> list[str]:
         """Sentences: what it came to, and which part of that no half-step of the MoM asked for."""
         lines = [self._packed(), *self._zeros()]
@@ -81,11 +85,8 @@ class Written:
 
     def _packed(self) -> str:
         attention = len(self.layers) - self.without_attention
-        changes = [f"{name} {before} -> {after}" for name, before, after in self.rows()]
-        return (
-            f"{len(self.layers)} GPT-2 layers run {attention} attention and {len(self.halves) - attention} "
-            f"feed-forward halves, with the MoM's logits; {'; '.join(changes)}"
-        )
+        ran = f"{attention} attention and {len(self.halves) - attention} feed-forward halves"
+        return f"{len(self.layers)} GPT-2 layers run {ran}, with the MoM's logits"
 
     def _zeros(self) -> list[str]:
         missing = (("attention", self.without_attention), ("feed-forward", self.without_feed_forward))

@@ -195,9 +195,12 @@ def test_what_lies_in_the_folder_and_what_is_said(tmp_path: Path) -> None:
     card = (target / "README.md").read_text()
     assert "# gpt2-large, made smaller, as a plain GPT-2" in card
     assert "trust_remote_code" not in card
-    assert lines
-    for line in lines:
-        assert line in card
+    assert lines[0] == "3 GPT-2 layers run 2 attention and 3 feed-forward halves, with the MoM's logits"
+    *sentences, changes = lines
+    assert all(f"- {line}\n" in card for line in sentences)
+    for change in changes.split("; "):
+        name, numbers = change.split(": ")
+        assert f"| {name} | {numbers.replace(' -> ', ' | ')} |" in card
 
 
 def test_exports_replace_exports_and_nothing_else(tmp_path: Path) -> None:

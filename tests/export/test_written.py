@@ -37,7 +37,7 @@ def test_zeros_are_all_that_is_added(steps: list[tuple[int, int]]) -> None:
 
 def test_sentences() -> None:
     packed, zeros, again = write([0, 0, 2, 1], [0, 1, 1, 2]).lines()
-    assert packed.startswith("4 GPT-2 layers run 3 attention and 3 feed-forward halves, with the MoM's logits; ")
+    assert packed == "4 GPT-2 layers run 3 attention and 3 feed-forward halves, with the MoM's logits"
     # one attention of 4 x 16 x 16 a token and 2 x 16 x 16 of core, one feed-forward of 2 x 16 x 24, 16 tokens
     idle = 16 * (4 * 256 + 2 * 256 + 2 * 16 * 24)
     assert zeros.startswith("1 attention and 1 feed-forward halves are zeros, which add nothing")
