@@ -41,18 +41,19 @@ def activation_bytes(config: Sized, usage: Sequence[HalfStep], call: Call) -> in
     """
     s, size = shape_of(config), call.bytes_per_value
     cached = kept = peak = 0
-    attended = {half.step for half in usage if half.queries}
+    added = {half.step for half in usage if half.queries or (half.kind == "mha" and half.skipped)}
     for half in usage:
-        pool = s.pool(half.kind)
-        if not pool.runs(half.step):
+        runs = s.pool(half.kind).runs(half.step)
+        if not runs and not half.skipped:
             continue
-        if half.kind == "mha":
+        if half.kind == "mha" and runs:
             cached += 2 * call.rows * s.width * size
         kept += _kept(s, half, call)
-        if half.kind == "mha":
-            moment = _attention(s, half, call)
-        else:
-            moment = _feed_forward(s, half, call, half.step in attended)
+        moment = _patch(s, half, call, half.step in added)
+        if runs and half.kind == "mha":
+            moment = max(moment, _attention(s, half, call))
+        elif runs:
+            moment = max(moment, _feed_forward(s, half, call, half.step in added))
         peak = max(peak, cached + kept + moment * size)
     return max(peak, cached + kept + _head(s, call) * size) - cached
 
@@ -64,11 +65,11 @@ def _standing(s: Shape, call: Call) -> int:
 
 
 def _kept(s: Shape, half: HalfStep, call: Call) -> int:
-    """Bytes that a half-step leaves for the record of the routing: float32 logits, and the picks."""
-    if s.dense:
-        return 0
+    """Bytes that a half-step with a choice leaves for the record of the routing: float32 logits, and the picks."""
     pool = s.pool(half.kind)
-    logits = 4 * (pool.modules + 1) if pool.routed(half.step) else 0
+    if not pool.routed(half.step):
+        return 0
+    logits = 4 * (pool.modules + 1)
     picks = KEPT_PER_PICK * min(s.picks, len(pool.reach[half.step]))
     return call.rows * (logits + picks) + (KEPT_PER_ROW * half.rows if _sorted(s, half) else 0)
 
@@ -83,7 +84,22 @@ def _attention(s: Shape, half: HalfStep, call: Call) -> int:
     joining = (3 * n + (1 if s.dense else 2) * call.batch * call.past) * d
     projecting = n * d + _routed(s, half, call, 2 * d, n) if half.kept else _routed(s, half, call, 3 * d, half.rows)
     leaving = (4 * n * d + _routed(s, half, call, d, half.rows)) if half.queries else 0
-    return standing + max(joining, projecting, leaving)
+    return standing + max(joining, projecting + _delta(s, half), leaving + _delta(s, half))
+
+
+def _delta(s: Shape, half: HalfStep) -> int:
+    """The rows between a delta's factors."""
+    return half.rows * s.step_rank if s.adapted(half.kind, half.step) else 0
+
+
+def _patch(s: Shape, half: HalfStep, call: Call, attended: bool) -> int:
+    """What a half holds while the patch is computed and added: also the normalised input, and what the modules gave."""
+    n, d = call.rows, s.width
+    held = _standing(s, call) + (3 if attended and half.kind == "ffn" else 1) * n * d + (n * d if half.rows else 0)
+    gathered = half.skipped * d if half.skipped < n else 0
+    computing = 2 * gathered + half.skipped * s.patch_rank + n * d  # the rows, through both factors, put back
+    adding = 2 * n * d if half.rows else 0
+    return held + max(computing, adding) if half.skipped else 0
 
 
 def _feed_forward(s: Shape, half: HalfStep, call: Call, attended: bool) -> int:
@@ -94,7 +110,7 @@ def _feed_forward(s: Shape, half: HalfStep, call: Call, attended: bool) -> int:
         inner = ALIVE_IN_ACTIVATION.get(s.activation, ONE_OPERATOR) * s.inner * largest
     else:
         inner = (ONE_OPERATOR * s.inner + d) * largest  # both are still there while the second product is taken
-    group = (half.rows * d if _sorted(s, half) else 0) + inner
+    group = (half.rows * d if _sorted(s, half) else 0) + inner + _delta(s, half)
     held = (3 if attended else 1) * n * d
     return _standing(s, call) + held + max(group, _routed(s, half, call, d, half.rows))
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # it imports torch, which `momify plan` does without
     from transformers import PreTrainedConfig
 
 Kind = Literal["mha", "ffn"]
+KINDS: tuple[Kind, Kind] = ("mha", "ffn")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,17 @@ class Pool:
     reach: tuple[tuple[int, ...], ...]
 
     def runs(self, step: int) -> bool:
-        """Whether the step may choose any module at all; if not, it costs nothing."""
+        """Whether the step may choose any module at all; if not, it costs no more than its patch."""
         return any(choice != self.modules for choice in self.reach[step])
+
+    def skips(self, step: int) -> bool:
+        """Whether the step may choose SKIP."""
+        return self.modules in self.reach[step]
+
+    def shares(self, step: int) -> bool:
+        """Whether the step is fixed to a module that is also the home of another step."""
+        home = self.homes[step]
+        return not self.routed(step) and self.runs(step) and self.homes.count(home) > 1
 
     def routed(self, step: int) -> bool:
         """Whether the step has a router: more than one choice."""
@@ -57,10 +67,20 @@ class Shape:
     mha: Pool
     ffn: Pool
     activation: str = "gelu_new"
+    patch_rank: int = 0
+    step_rank: int = 0
 
     def pool(self, kind: Kind) -> Pool:
         """The pool of one kind."""
         return self.mha if kind == "mha" else self.ffn
+
+    def patched(self, kind: Kind, step: int) -> bool:
+        """Whether SKIP adds a patch at the step."""
+        return self.patch_rank > 0 and self.pool(kind).skips(step)
+
+    def adapted(self, kind: Kind, step: int) -> bool:
+        """Whether the step changes its module by a delta."""
+        return self.step_rank > 0 and self.pool(kind).shares(step)
 
     @property
     def dense(self) -> bool:
@@ -83,6 +103,7 @@ class HalfStep:
 
     `kept`: tokens that skipped and whose key and value were computed all the same.
     `queries`: tokens that attention's core ran for. `largest`: rows of the busiest module (None: all of them).
+    `skipped`: tokens that got the step's patch, by a share of SKIP; 0 where there is no patch.
     """
 
     step: int
@@ -91,6 +112,7 @@ class HalfStep:
     kept: int = 0
     queries: int = 0
     largest: int | None = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,8 @@ class Macs:
     projections: float = 0
     attention: float = 0
     ffn: float = 0
+    patches: float = 0
+    deltas: float = 0
     routers: float = 0
     head: float = 0
 
@@ -125,6 +149,8 @@ class Parameters:
     embeddings: int
     attention: int
     ffn: int
+    patches: int
+    deltas: int
     norms: int
     routers: int
     head: int
@@ -183,21 +209,34 @@ def _mom_shape(config: PreTrainedConfig) -> Shape:
         mha=Pool(config.num_mha_modules, tuple(config.mha_homes), tuple(map(tuple, config.mha_reach))),
         ffn=Pool(config.num_ffn_modules, tuple(config.ffn_homes), tuple(map(tuple, config.ffn_reach))),
         activation=config.activation_function,
+        patch_rank=config.patch_rank,
+        step_rank=config.step_rank,
     )
 
 
 def parameters(config: Sized) -> Parameters:
-    """Parameters of the causal LM that `config` describes: they follow from the pool, not from the steps."""
+    """Parameters of the causal LM that `config` describes: they follow from the pool; the steps add small parts."""
     s = shape_of(config)
     routed = [(pool, step) for pool in (s.mha, s.ffn) for step in range(s.steps) if pool.routed(step)]
+    patched = sum(s.patched(kind, step) for kind in KINDS for step in range(s.steps))
+    adapted = [kind for kind in KINDS for step in range(s.steps) if s.adapted(kind, step)]
     return Parameters(
         embeddings=(s.vocab + s.positions) * s.width,
         attention=s.mha.modules * (4 * s.width**2 + 4 * s.width),
         ffn=s.ffn.modules * (2 * s.width * s.inner + s.inner + s.width),
+        patches=patched * (2 * s.width * s.patch_rank + s.width),
+        deltas=sum(s.step_rank * (inside + out) + out for kind in adapted for inside, out in matrices(s, kind)),
         norms=s.layer_norms * 2 * s.width,
         routers=sum(_router_parameters(s, pool) for pool, _ in routed),
         head=0 if s.tied else s.vocab * s.width,
     )
+
+
+def matrices(s: Shape, kind: Kind) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(in, out) of the two matrices that a module consists of."""
+    if kind == "mha":
+        return (s.width, 3 * s.width), (s.width, s.width)
+    return (s.width, s.inner), (s.inner, s.width)
 
 
 def _router_parameters(s: Shape, pool: Pool) -> int:
@@ -227,19 +266,21 @@ def planned_usage(config: Sized, batch: int, tokens: int) -> tuple[HalfStep, ...
     s, n = shape_of(config), batch * tokens
     usage = []
     for step in range(s.steps):
-        rows = _planned_picks(s, s.mha, step) * n
-        usage.append(HalfStep(step, "mha", rows, queries=n if rows else 0))
-        usage.append(HalfStep(step, "ffn", _planned_picks(s, s.ffn, step) * n))
+        for kind in KINDS:
+            pool = s.pool(kind)
+            picks = min(s.picks, len(pool.reach[step]))
+            modules = planned_modules(pool, step, picks)
+            queries = n if modules and kind == "mha" else 0
+            skipped = n if modules < picks and s.patched(kind, step) else 0
+            usage.append(HalfStep(step, kind, modules * n, queries=queries, skipped=skipped))
     return tuple(usage)
 
 
-def _planned_picks(s: Shape, pool: Pool, step: int) -> int:
-    """Modules that a token runs at the step if it takes its home first."""
-    real = [choice for choice in pool.reach[step] if choice != pool.modules]
-    picks = min(s.picks, len(pool.reach[step]))
+def planned_modules(pool: Pool, step: int, picks: int) -> int:
+    """Modules among the `picks` of a token that takes its home first; the other pick, if there is one, is SKIP."""
     if pool.homes[step] == pool.modules:
-        picks -= 1  # SKIP takes one of the K picks
-    return min(picks, len(real))
+        picks -= 1
+    return min(picks, len(pool.reach[step]) - pool.skips(step))
 
 
 def dense_macs(config: Sized, batch: int, tokens: int) -> Macs:
@@ -263,9 +304,18 @@ def _macs(s: Shape, batch: int, tokens: int, usage: Sequence[HalfStep]) -> Macs:
         projections=sum(4 * square * half.rows + 2 * square * half.kept for half in mha),
         attention=sum(2 * tokens * s.width * half.queries for half in mha),
         ffn=sum(2 * s.width * s.inner * half.rows for half in ffn),
+        patches=sum(2 * s.width * s.patch_rank * half.skipped for half in usage),
+        deltas=sum(_delta_macs(s, half) for half in usage),
         routers=sum(_router_macs(s, half) * n for half in usage),
         head=s.width * s.vocab * n,
     )
+
+
+def _delta_macs(s: Shape, half: HalfStep) -> int:
+    """r (in + out) for each row of both matrices, where the step has a delta."""
+    if not s.adapted(half.kind, half.step):
+        return 0
+    return half.rows * sum(s.step_rank * (inside + out) for inside, out in matrices(s, half.kind))
 
 
 def _router_macs(s: Shape, half: HalfStep) -> int:

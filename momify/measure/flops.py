@@ -112,6 +112,7 @@ def count_fvcore(model: nn.Module, input_ids: Tensor) -> Count:
             "aten::scaled_dot_product_attention", _sdpa_macs,
             "aten::_grouped_mm", _grouped_macs,
             "aten::baddbmm", _baddbmm_macs,
+            "aten::addmm_", _baddbmm_macs,
             "aten::layer_norm", _nothing,
         )  # fmt: skip
         by_operator = {name: int(macs) for name, macs in analysis.by_operator().items() if macs}
@@ -142,12 +143,13 @@ def classify(operator: str) -> OperatorKind:
 
 @cache
 def register_formulas() -> None:
-    """Teach torch's counter the CPU's attention and the grouped product: global to the process, so once."""
+    """Teach torch's counter the CPU's attention and products that it leaves out: global to the process, so once."""
     aten = torch.ops.aten
     formulas: dict[str, Callable[..., int]] = {
         "_scaled_dot_product_flash_attention_for_cpu": _sdpa_flops,
         "_scaled_dot_product_flash_attention_for_cpu_backward": _sdpa_backward_flops,
         "_grouped_mm": _grouped_flops,
+        "addmm_": _addmm_flops,
     }
     for name, formula in formulas.items():
         operator = getattr(aten, name, None)  # an older or newer torch may lack one, or know it already
@@ -164,6 +166,10 @@ def _sdpa_backward_flops(grad: Any, q: Any, k: Any, v: Any, *_: Any, out_shape: 
 
 
 def _grouped_flops(rows: Any, weights: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * prod(rows) * weights[-1]
+
+
+def _addmm_flops(added: Any, rows: Any, weights: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     return 2 * prod(rows) * weights[-1]
 
 

@@ -71,6 +71,7 @@ def realised(routing: Sequence[RoutingRecord], tokens: int) -> tuple[HalfStep, .
             kept=record.key_rows,
             queries=tokens if record.attended else 0,
             largest=_busiest(record),
+            skipped=record.patch_rows,
         )
         for record in routing
     )

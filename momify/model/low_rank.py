@@ -24,9 +24,9 @@ class StepMap:
     weight_out: Tensor  # (r, out)
     bias: Tensor  # (out,)
 
-    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """y (m, out) or (out,), plus what the factors make of rows x (m, in); without the bias."""
-        return torch.addmm(y, x @ self.weight_in, self.weight_out)
+    def apply(self, x: Tensor) -> Tensor:
+        """Rows x (m, in) through the map: (m, out)."""
+        return torch.addmm(self.bias, x @ self.weight_in, self.weight_out)
 
     def stacks(self) -> tuple[Stack, Stack]:
         """The two factors as a chain of pools of one module, for `dispatch.routed`."""
@@ -104,7 +104,8 @@ class AdaptedStack:
     def apply(self, x: Tensor, module: int) -> Tensor:
         """Rows x (m, in) through one module and the delta: (m, out)."""
         bias = self.stack.biases[module] + self.delta.bias
-        return self.delta.add_to(torch.addmm(bias, x, self.stack.weights[module]), x)
+        y = torch.addmm(bias, x, self.stack.weights[module])
+        return y.addmm_(x @ self.delta.weight_in, self.delta.weight_out)  # in place: y is as wide as q, k and v
 
 
 def patch_skipped(x_hat: Tensor, half: HalfStep, picks: Picks, patch: StepMap, backend: Backend) -> Tensor | None:
@@ -114,11 +115,11 @@ def patch_skipped(x_hat: Tensor, half: HalfStep, picks: Picks, patch: StepMap, b
     """
     plan = skip_plan(x_hat.shape[0], half, picks, backend)
     if plan.module is not None and plan.gates is None and not plan.idle:
-        return patch.add_to(patch.bias, x_hat)
+        return patch.apply(x_hat)
     if not plan.idle:
         return routed(x_hat, plan, patch.stacks(), backend=backend)
     # the sum over no rows: several processes wait for a gradient of each parameter, be it zero
-    return patch.add_to(patch.bias, x_hat[:0]).sum(0) if torch.is_grad_enabled() else None
+    return patch.apply(x_hat[:0]).sum(0) if torch.is_grad_enabled() else None
 
 
 def skip_plan(tokens: int, half: HalfStep, picks: Picks, backend: Backend) -> Plan:

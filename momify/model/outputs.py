@@ -46,7 +46,7 @@ class RoutingRecord:
 
     @property
     def patch_rows(self) -> int:
-        """Tokens with a share of SKIP, which the patch was computed for (2 D r MACs each)."""
+        """Tokens with a share of SKIP, which the step's patch was computed for (2 D r MACs each); 0 without a patch."""
         return int(((self.modules == self.skip) & (self.gates > 0)).any(dim=1).sum()) if self.patched else 0
 
 

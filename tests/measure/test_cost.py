@@ -44,6 +44,8 @@ def test_gpt2_large_by_part() -> None:
         "projections": 36 * 1024 * 4 * 1280 * 1280,
         "attention": 36 * 1024 * 2 * 1024 * 1280,
         "ffn": 36 * 1024 * 2 * 1280 * 5120,
+        "patches": 0,
+        "deltas": 0,
         "routers": 0,
         "head": 1024 * 1280 * 50257,
     }
@@ -81,11 +83,38 @@ def test_mom_by_hand() -> None:
         "projections": 16 * 4 * 64 + 4 * 2 * 64,
         "attention": 20 * 2 * 5 * 8,
         "ffn": 18 * 2 * 8 * 20,
+        "patches": 0,
+        "deltas": 0,
         "routers": 10 * 8 * 3 + 2 * 10 * 8 * 4,
         "head": 10 * 8 * 61,
     }
     wide = mom_macs(small(router_hidden=6), 2, 5, usage)
     assert wide.routers == 10 * (8 * 6 + 6 * 3) + 2 * 10 * (8 * 6 + 6 * 4)
+
+
+def test_patches_and_deltas_by_hand() -> None:
+    """Ranks 3 and 2 of D 8, I 20; attention can skip at steps 1 and 2 of four, feed-forward at step 3 only."""
+    config = small(
+        num_steps=4, patch_rank=3, step_rank=2,
+        mha_homes=[0, 2, 1, 0], mha_reach=[[0], [2], [1, 2], [0]],
+        ffn_homes=[0, 0, 0, 3], ffn_reach=[[0], [0, 1], [0], [3]],
+    )  # fmt: skip
+    usage = [
+        HalfStep(0, "mha", rows=10, queries=10), HalfStep(0, "ffn", rows=10),
+        HalfStep(1, "mha", rows=0, skipped=10), HalfStep(1, "ffn", rows=10),
+        HalfStep(2, "mha", rows=7, kept=3, queries=10, skipped=3), HalfStep(2, "ffn", rows=10),
+        HalfStep(3, "mha", rows=10, queries=10), HalfStep(3, "ffn", rows=0, skipped=10),
+    ]  # fmt: skip
+    macs, counts = mom_macs(config, 2, 5, usage), parameters(config)
+    assert macs.patches == 23 * 2 * 8 * 3
+    assert macs.deltas == 2 * 10 * 2 * (8 + 24 + 8 + 8) + 2 * 10 * 2 * (8 + 20 + 20 + 8)
+    assert counts.patches == 3 * (2 * 8 * 3 + 8)
+    assert counts.deltas == 2 * (2 * (8 + 24 + 8 + 8) + 24 + 8) + 2 * (2 * (8 + 20 + 20 + 8) + 20 + 8)
+    config.patch_rank = config.step_rank = 0
+    assert macs.total - macs.patches - macs.deltas == mom_macs(config, 2, 5, usage).total
+    config.patch_rank = 3
+    assert attention_steps(config) == 3
+    assert {(h.step, h.kind) for h in planned_usage(config, 2, 5) if h.skipped} == {(1, "mha"), (3, "ffn")}
 
 
 def test_planned_usage() -> None:

@@ -24,6 +24,10 @@ MIXED = {
     "mha_homes": [0, 1, 3, 2], "mha_reach": [[0], [0, 1, 2, 3], [0, 1, 3], [2, 3]],
     "ffn_homes": [4, 1, 2, 3], "ffn_reach": [[0, 1, 2, 3, 4], [1, 2], [4, 2][::-1], [3]],
 }  # fmt: skip
+SHARED = {
+    "mha_homes": [1, 3, 1, 1], "mha_reach": [[1], [3], [1], [1, 3]],
+    "ffn_homes": [0, 4, 0, 0], "ffn_reach": [[0], [4], [0, 1, 4], [0]],
+}  # fmt: skip
 MODELS = {
     "everything reachable": {},
     "static": STATIC,
@@ -34,6 +38,14 @@ MODELS = {
     "all modules": {"modules_per_token": 5},
     "wide routers": {**MIXED, "router_hidden": 7},
     "untied": {**MIXED, "tie_word_embeddings": False},
+    "patches": {"patch_rank": 3},
+    "patches, static": {**STATIC, "patch_rank": 5},
+    "patches, mixed": {**MIXED, "patch_rank": 3},
+    "patches, mixed, masked keys": {**MIXED, "patch_rank": 3, "skipped_keys": "masked"},
+    "patches, two choices a token": {**MIXED, "patch_rank": 3, "modules_per_token": 2},
+    "patches, all choices": {"patch_rank": 3, "modules_per_token": 5},
+    "patches and deltas": {**SHARED, "patch_rank": 3, "step_rank": 2},
+    "patches, no attention": {"mha_homes": [3] * 4, "mha_reach": [[3]] * 4, "patch_rank": 2},
     "no attention": {"mha_homes": [3] * 4, "mha_reach": [[3]] * 4},
     "one module": {
         "num_mha_modules": 1, "num_ffn_modules": 1, "mha_reach": [[0]] * 4, "ffn_reach": [[0]] * 4,
@@ -53,6 +65,7 @@ def by_hand(model: MomForCausalLM, ids: torch.Tensor) -> int:
         pool = (body.mha.qkv, body.mha.out) if attention else (body.ffn.up, body.ffn.down)
         runs = record.modules != skip
         macs += int(runs.sum()) * sum(part.weight[0].numel() for part in pool)
+        macs += of_small_parts(model, record.kind, record.step, record.modules)
         if record.routed:
             router = body.mha_router if attention else body.ffn_router
             matrices = [router.weight] if router.w_in is None else [router.w_in, router.weight]
@@ -64,12 +77,29 @@ def by_hand(model: MomForCausalLM, ids: torch.Tensor) -> int:
     return macs
 
 
+def of_small_parts(model: MomForCausalLM, kind: str, step: int, modules: torch.Tensor) -> int:
+    """Products of patches for the tokens that lie on SKIP, and of deltas for all tokens of a step that has them."""
+    config, skip = model.config, model.config.num_modules(kind)
+    patch, delta = getattr(model.model, f"{kind}_patch"), getattr(model.model, f"{kind}_delta")
+    macs = 0
+    if patch is not None:
+        skipping = int((modules == skip).any(dim=1).sum())
+        macs += skipping * (patch.weight_in[0].numel() + patch.weight_out[0].numel())
+    homes, alone = config.homes(kind), len(config.reach(kind)[step]) == 1
+    if delta is not None and alone and homes[step] != skip and homes.count(homes[step]) > 1:
+        parts = [part for name, part in delta.named_parameters() if "weight" in name]
+        macs += len(modules) * sum(part[0].numel() for part in parts)
+    return macs
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", MODELS)
 def test_three_ways_agree_exactly(make_mom: MakeMom, name: str, attention: str) -> None:
     model = make_mom(**MODELS[name], attn_implementation=attention)
     ids = torch.randint(0, 61, (2, 13))
     expected = by_hand(model, ids)
+    if model.config.patch_rank:
+        assert closed_form(model, ids).patches > 0
     assert closed_form(model, ids).total == expected
     assert count_fvcore(model, ids).macs == expected
     assert count_torch(model, ids).macs == expected
@@ -115,6 +145,7 @@ def test_planned_is_realised_for_fixed_routing(data: st.DataObject) -> None:
         mha_homes=mha_homes, mha_reach=[[home] for home in mha_homes],
         ffn_homes=ffn_homes, ffn_reach=[[home] for home in ffn_homes],
         tie_word_embeddings=data.draw(st.booleans()), bos_token_id=0, eos_token_id=0,
+        patch_rank=data.draw(st.integers(0, 8)), step_rank=data.draw(st.integers(0, 8)),
     )  # fmt: skip
     model = MomForCausalLM(config).eval()
     ids = torch.zeros(2, 6, dtype=torch.long)

@@ -107,6 +107,10 @@ def test_activations_of_a_dense_model(make_gpt2: MakeGpt2, changes: dict) -> Non
 
 FIXED = {"mha_homes": [0, 3, 1, 2], "mha_reach": [[0], [3], [1], [2]], "ffn_homes": [0, 1, 4, 3],
          "ffn_reach": [[0], [1], [4], [3]]}  # fmt: skip
+SHARED = {"mha_homes": [1, 3, 1, 3], "mha_reach": [[1], [3], [1], [3]], "ffn_homes": [0, 4, 0, 4],
+          "ffn_reach": [[0], [4], [0], [4]]}  # fmt: skip
+PATCHES_ONLY = {"mha_homes": [3] * 4, "mha_reach": [[3]] * 4, "ffn_homes": [4] * 4, "ffn_reach": [[4]] * 4,
+                "patch_rank": 16}  # fmt: skip
 LATE_ATTENTION = {  # the peak comes before the cache is full
     "mha_homes": [3, 3, 3, 0], "mha_reach": [[3], [3], [3], [0]], "intermediate_size": 256,
     "ffn_homes": [0, 1, 2, 4], "ffn_reach": [[0], [1], [2], [4]],
@@ -116,9 +120,13 @@ LATE_ATTENTION = {  # the peak comes before the cache is full
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
     [
-        (FIXED, 0.03),
+        (FIXED, 0.005),
+        ({**FIXED, "patch_rank": 4}, 0.005),
+        ({**SHARED, "patch_rank": 4, "step_rank": 6}, 0.005),
         (LATE_ATTENTION, 0.03),
         (NO_ATTENTION, 0.12),
+        (PATCHES_ONLY, 0.005),
+        ({"patch_rank": 16, "intermediate_size": 8}, 0.12),
         ({}, 0.12),
         ({"intermediate_size": 8}, 0.12),
         ({"modules_per_token": 2}, 0.12),
