@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 class HalfPath:
     """What the tokens picked at one half-step: for each of T tokens its (module, gate) pairs, the pool's size for SKIP.
 
-    `fixed`: there was no choice.
+    `fixed`: there was no choice. `patched`: SKIP adds a patch.
     """
 
     step: int
@@ -28,6 +28,7 @@ class HalfPath:
     home: int
     fixed: bool
     picks: tuple[tuple[tuple[int, float], ...], ...]
+    patched: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def trace_paths(model: PreTrainedModel, ids: Tensor) -> Paths:
                 home=config.homes(record.kind)[record.step],
                 fixed=not record.routed,
                 picks=tuple(tuple(zip(modules, shares, strict=True)) for modules, shares in picks),
+                patched=record.patched,
             )
         )
     return Paths(tuple(halves), _losses(out.logits, ids.to(model.device)))
@@ -111,15 +113,22 @@ def without(model: PreTrainedModel, kind: Kind, module: int) -> Iterator[None]:
     The keys that it makes for tokens which skip attention stay.
     """
     body = model.model
-    router = body.mha_router if kind == "mha" else body.ffn_router
+    router, delta = getattr(body, f"{kind}_router"), getattr(body, f"{kind}_delta")
     last = body.mha.out if kind == "mha" else body.ffn.down
-    places = [last.weight[module], last.bias[module]] + ([] if router is None else [router.bias[:, module]])
+    silenced = [last.weight[module], last.bias[module]]
+    if delta is not None:  # what steps that are fixed to the module add to it
+        of_steps = delta.out if kind == "mha" else delta.down
+        for row, step in enumerate(model.config.adapted(kind)):
+            if model.config.homes(kind)[step] == module:
+                silenced += [of_steps.weight_out[row], of_steps.bias[row]]
+    closed = [] if router is None else [router.bias[:, module]]
+    places = [*silenced, *closed]
     before = [place.detach().clone() for place in places]
     try:
         with torch.no_grad():
-            for place in places[:2]:
+            for place in silenced:
                 place.zero_()
-            for place in places[2:]:
+            for place in closed:
                 place.fill_(float("-inf"))
         yield
     finally:

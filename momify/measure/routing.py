@@ -21,7 +21,8 @@ Counts = dict[tuple[int, Kind], Tensor]
 class StepUse:
     """How one half-step was used: `shares[i]` of the tokens took module i, the last entry SKIP.
 
-    With K picks a token the shares sum to K. `entropy` (bits) is that of the shares, 0 if all tokens agree.
+    With K picks a token the shares sum to K. `entropy` (bits) is that of the shares, 0 if all tokens agree. `patched`:
+    SKIP adds a patch here.
     """
 
     step: int
@@ -30,6 +31,7 @@ class StepUse:
     choices: int
     shares: tuple[float, ...]
     entropy: float
+    patched: bool = False
 
     @property
     def skip_share(self) -> float:
@@ -114,12 +116,12 @@ def _add(counts: Counts, routing: Sequence[RoutingRecord], shape: Shape) -> None
 def use_of(config: MomConfig, counts: Counts, tokens: int) -> RoutingUse:
     """`RoutingUse` from how many of `tokens` tokens picked each choice (M+1,) at each executed step and kind.
 
-    A half-step that cannot run is no entry of `counts`; its use is SKIP for all tokens.
+    A half-step that does nothing is no entry of `counts`; its use is SKIP for all tokens.
     """
     shape = shape_of(config)
     kinds: tuple[Kind, ...] = ("mha", "ffn")
     steps = tuple(
-        _step_use(shape.pool(kind), (step, kind), counts.get((step, kind)), tokens)
+        _step_use(shape, (step, kind), counts.get((step, kind)), tokens)
         for step in range(shape.steps)
         for kind in kinds
     )
@@ -127,8 +129,9 @@ def use_of(config: MomConfig, counts: Counts, tokens: int) -> RoutingUse:
     return RoutingUse(tokens, steps, mha, ffn)
 
 
-def _step_use(pool: Pool, place: tuple[int, Kind], picked: Tensor | None, tokens: int) -> StepUse:
+def _step_use(shape: Shape, place: tuple[int, Kind], picked: Tensor | None, tokens: int) -> StepUse:
     step, kind = place
+    pool = shape.pool(kind)
     shares = [0.0] * pool.modules + [1.0] if picked is None else [count / tokens for count in picked.tolist()]
     return StepUse(
         step=step,
@@ -137,6 +140,7 @@ def _step_use(pool: Pool, place: tuple[int, Kind], picked: Tensor | None, tokens
         choices=len(pool.reach[step]),
         shares=tuple(shares),
         entropy=_entropy(shares),
+        patched=shape.patched(kind, step),
     )
 
 

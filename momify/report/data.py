@@ -217,6 +217,7 @@ def _step_use(use: StepUse) -> Json:
         "shares": list(use.shares),
         "skip_share": use.skip_share,
         "entropy": use.entropy,
+        "patched": use.patched,
     }
 
 

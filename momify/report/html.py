@@ -18,6 +18,7 @@ KINDS = {"mha": "attention", "ffn": "feed-forward"}
 PARTS = {  # what a stack calls its parts, and the colour that stands for each
     "embeddings": ("embeddings", 0), "head": ("output head", 1), "projections": ("attention projections", 2),
     "attention": ("attention core", 3), "ffn": ("feed-forward", 4), "norms": ("norms", 5), "routers": ("routers", 6),
+    "patches": ("patches of SKIP", 7), "deltas": ("step deltas", 8),
     "weights": ("weights", 4), "kv": ("KV cache", 3), "activations": ("activations", 5),
 }  # fmt: skip
 
@@ -260,7 +261,8 @@ def _heat(routing: Json, kind: str) -> Json:
     even = 1 / skip
     loads = [{"share": load, "height": min(100, 50 * load / even), "dead": module in pool["dead"]}
              for module, load in enumerate(pool["loads"])]  # fmt: skip
-    return {"name": KINDS[kind], "modules": skip, "rows": rows, "idle": idle, "loads": loads,
+    patched = [half["step"] for half in halves if half["patched"]]
+    return {"name": KINDS[kind], "modules": skip, "rows": rows, "idle": idle, "patched": patched, "loads": loads,
             "dead": pool["dead"], "imbalance": pool["imbalance"]}  # fmt: skip
 
 

@@ -107,7 +107,8 @@ def _decimals(found: Json | None, key: str) -> str:
 
 def _macs(macs: Json) -> str:
     source, mom = macs["source"], macs["mom"]
-    rows = [_change(part, amount, before, mom["parts"][part]) for part, before in source["parts"].items()]
+    pairs = [(part, before, mom["parts"][part]) for part, before in source["parts"].items()]
+    rows = [_change(part, amount, before, after) for part, before, after in pairs if before or after]
     rows.append(_change("all", amount, source["macs"], mom["macs"]))
     shape = f"{macs['batch']} x {macs['tokens']} tokens"
     intro = (
@@ -212,7 +213,8 @@ def _routing(routing: Json | None) -> str:
         if half["choices"] > 1
     ]
     lines = [_pool_line(name, routing[kind]) for kind, name in kinds.items()]
-    intro = f"Over {routing['tokens']:,} tokens. " + " ".join(lines)
+    lines += [_patch_line(name, routing["steps"], kind) for kind, name in kinds.items()]
+    intro = f"Over {routing['tokens']:,} tokens. " + " ".join(filter(None, lines))
     head = ["step", "home", "most used", "its share", "SKIP share", "entropy, bits"]
     steps = table(head, rows) if rows else "No step has a choice: routing is fixed."
     return "\n\n".join(["## Routing", intro, steps])
@@ -229,6 +231,12 @@ def _half_cells(half: Json) -> list[str]:
 def _pool_line(name: str, pool: Json) -> str:
     dead = f"never used: {', '.join(map(str, pool['dead']))}" if pool["dead"] else "every module is used"
     return f"{name.capitalize()}: {dead}, busiest module {pool['imbalance']:.2f} times the mean."
+
+
+def _patch_line(name: str, halves: Sequence[Json], kind: str) -> str:
+    """Where SKIP is more than nothing."""
+    steps = [str(half["step"]) for half in halves if half["kind"] == kind and half["patched"]]
+    return f"SKIP of {name} adds a patch at {', '.join(steps)}." if steps else ""
 
 
 def _provenance(found: Json) -> str:

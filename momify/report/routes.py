@@ -59,7 +59,8 @@ def routes_data(traced: Traced) -> Json:
 
 def _half(half: HalfPath) -> Json:
     picks = [[[module, round(gate, 4)] for module, gate in picks] for picks in half.picks]
-    return {"step": half.step, "kind": half.kind, "home": half.home, "fixed": half.fixed, "picks": picks}
+    return {"step": half.step, "kind": half.kind, "home": half.home, "fixed": half.fixed, "patched": half.patched,
+            "picks": picks}  # fmt: skip
 
 
 def most_divided(halves: Sequence[HalfPath]) -> int:

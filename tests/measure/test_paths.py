@@ -21,9 +21,11 @@ def loss_of(model: MomForCausalLM) -> float:
     return F.cross_entropy(logits[0, :-1], IDS[0, 1:]).item()
 
 
+@pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("picks", [1, 2])
-def test_paths_are_what_the_model_did(make_mom: MakeMom, picks: int) -> None:
-    model = make_mom(modules_per_token=picks, mha_reach=[[0], [0, 1, 2, 3], [3], [1, 2]], mha_homes=[0, 1, 3, 2])
+def test_paths_are_what_the_model_did(make_mom: MakeMom, picks: int, rank: int) -> None:
+    reach = {"mha_reach": [[0], [0, 1, 2, 3], [3], [1, 2]], "mha_homes": [0, 1, 3, 2]}
+    model = make_mom(modules_per_token=picks, patch_rank=rank, **reach)
     paths = trace_paths(model, IDS)
     with torch.no_grad():
         records = model(IDS, use_cache=False, output_router_logits=True).routing
@@ -34,6 +36,8 @@ def test_paths_are_what_the_model_did(make_mom: MakeMom, picks: int) -> None:
         for token, found in enumerate(half.picks):
             assert [module for module, _ in found] == record.modules[token].tolist()
             assert [gate for _, gate in found] == pytest.approx(record.gates[token].tolist())
+    patched = [(half.step, half.fixed) for half in paths.halves if half.kind == "mha" and half.patched]
+    assert patched == ([(1, False), (2, True)] if rank else [])
     assert paths.halves[0].home == 0
     assert paths.loss == pytest.approx(loss_of(model), rel=1e-5)
     assert paths.losses[0] is None
@@ -55,6 +59,20 @@ def test_without_a_module_is_the_model_that_cannot_reach_it(make_mom: MakeMom) -
     assert left == pytest.approx(loss_of(smaller), rel=1e-5)
     assert abs(left - before) > 1e-4
     assert loss_of(model) == before
+
+
+def test_without_a_module_its_deltas_add_nothing_either(make_mom: MakeMom) -> None:
+    fixed = {"ffn_reach": [[1], [0], [1], [4]], "ffn_homes": [1, 0, 1, 4], "patch_rank": 2}
+    model = make_mom(**fixed, step_rank=3)
+    bare = make_mom(**{**fixed, "ffn_reach": [[4], [0], [4], [4]], "ffn_homes": [4, 0, 4, 4]}, mha_homes=[0, 1, 2, 0])
+    state = {name: tensor for name, tensor in model.state_dict().items() if "delta" not in name}
+    for name in ("weight_in", "weight_out", "bias"):  # the steps that skip now have patches that add nothing
+        last = state[f"model.ffn_patch.{name}"]
+        state[f"model.ffn_patch.{name}"] = torch.cat([torch.zeros_like(last).expand(2, *last.shape[1:]), last])
+    bare.load_state_dict(state)
+    with without(model, "ffn", 1):
+        assert loss_of(model) == pytest.approx(loss_of(bare), rel=1e-5)
+    assert abs(loss_of(model) - loss_of(bare)) > 1e-4
 
 
 def test_every_used_module_is_left_out_once(make_mom: MakeMom) -> None:

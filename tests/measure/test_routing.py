@@ -19,9 +19,10 @@ MIXED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("picks", [1, 2])
-def test_shares_are_counted(make_mom: MakeMom, picks: int) -> None:
-    model = make_mom(**MIXED, modules_per_token=picks)
+def test_shares_are_counted(make_mom: MakeMom, picks: int, rank: int) -> None:
+    model = make_mom(**MIXED, modules_per_token=picks, patch_rank=rank)
     batches = [torch.randint(0, 61, (2, 11)), torch.randint(0, 61, (1, 7))]
     seen: Counter = Counter()
     with torch.no_grad():
@@ -31,9 +32,11 @@ def test_shares_are_counted(make_mom: MakeMom, picks: int) -> None:
 
     use = collect(model, batches)
     assert use.tokens == 29
+    assert sum(count for place, count in seen.items() if place[:2] == (2, "mha")) == (29 if rank else 0)
     assert [(half.step, half.kind) for half in use.steps] == [(s, k) for s in range(4) for k in ("mha", "ffn")]
     for half in use.steps:
-        if (half.step, half.kind) == (2, "mha"):  # cannot run, so there is no record of it
+        assert half.patched == (rank > 0 and len(half.shares) - 1 in MIXED[f"{half.kind}_reach"][half.step])
+        if (half.step, half.kind) == (2, "mha"):  # cannot run, and only with a patch is there a record of it
             assert half.shares == (0, 0, 0, 1)
             continue
         size = 3 if half.kind == "mha" else 4

@@ -70,13 +70,13 @@ def scored(perplexity: float, loss: float = 2.5) -> Perplexity:
 
 
 def tiny_mom() -> MomForCausalLM:
-    """Half of the attention modules of `tiny_gpt2`, attention in 2 of 4 steps, some steps routed."""
+    """Half of the attention modules of `tiny_gpt2`, attention in 2 of 4 steps, some steps routed; patches, a delta."""
     model = MomForCausalLM(
         MomConfig(
             vocab_size=61, n_positions=48, hidden_size=32, num_attention_heads=4, intermediate_size=128,
             num_mha_modules=2, num_ffn_modules=3, num_steps=4, bos_token_id=0, eos_token_id=0,
             mha_homes=[0, 2, 1, 2], mha_reach=[[0], [2], [0, 1, 2], [2]],
-            ffn_homes=[0, 1, 2, 0], ffn_reach=[[0], [0, 1, 2, 3], [2], [0, 3]],
+            ffn_homes=[0, 1, 2, 0], ffn_reach=[[0], [0, 1, 2, 3], [2], [0, 3]], patch_rank=2, step_rank=3,
         )
     ).eval()  # fmt: skip
     with torch.no_grad():

@@ -25,8 +25,11 @@ def test_numbers_by_hand(parts: Parts) -> None:
     assert report["schema_version"] == 2
     attention, ffn, rest = 4 * 32 * 32 + 4 * 32, 2 * 32 * 128 + 128 + 32, (61 + 48) * 32 + 64
     routers = 33 * 3 + 2 * 33 * 4
+    patches, deltas = 5 * (2 * 32 * 2 + 32), 2 * 3 * (32 + 128) + 128 + 32
     assert report["parameters"]["source"]["total"] == 4 * (attention + ffn + 4 * 32) + rest
-    assert report["parameters"]["mom"]["total"] == 2 * attention + 3 * ffn + rest + routers
+    assert report["parameters"]["mom"]["total"] == 2 * attention + 3 * ffn + rest + routers + patches + deltas
+    assert report["parameters"]["mom"]["patches"] == patches
+    assert report["parameters"]["mom"]["deltas"] == deltas
     dense = 12 * (4 * (4 * 32 * 32 + 2 * 12 * 32 + 2 * 32 * 128) + 32 * 61)
     assert report["macs"]["source"]["macs"] == dense
     assert report["macs"]["source"]["flops"] == 2 * dense
@@ -38,6 +41,12 @@ def test_numbers_by_hand(parts: Parts) -> None:
     }
     assert report["macs"]["inputs"] == 3
     assert report["macs"]["mom"]["agree"]
+    assert report["macs"]["mom"]["parts"]["deltas"] == 12 * 2 * 3 * (32 + 128)
+    skipping = 2 * 12 + sum(12 * half["skip_share"] for half in report["routing"]["steps"] if half["choices"] > 1)
+    assert report["macs"]["mom"]["parts"]["patches"] == pytest.approx(skipping * 2 * 32 * 2)
+    assert [(half["step"], half["kind"]) for half in report["routing"]["steps"] if half["patched"]] == [
+        (1, "mha"), (1, "ffn"), (2, "mha"), (3, "mha"), (3, "ffn"),
+    ]  # fmt: skip
     routed = report["macs"]["mom"]["ways"]["closed_form"]
     assert routed["low"] <= report["macs"]["mom"]["macs"] == routed["mean"] <= routed["high"]
     assert sum(report["macs"]["mom"]["parts"].values()) == pytest.approx(report["macs"]["mom"]["macs"])

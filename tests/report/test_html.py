@@ -66,6 +66,17 @@ def test_numbers_are_the_reports(parts: Parts) -> None:
     assert found.tags.count("polyline") == 3  # held out, training, distillation
 
 
+def test_patches_are_named_where_they_are(parts: Parts) -> None:
+    report = build_report(**parts)
+    text = outline(render_html(report)).text
+    assert "steps that only skip: 1, 3; SKIP adds a patch at 1, 2, 3" in text
+    assert "patches of SKIP" in text
+    assert "step deltas" in text
+    for half in report["routing"]["steps"]:
+        half["patched"] = False
+    assert "adds a patch" not in outline(render_html(report)).text
+
+
 def test_it_is_one_file(parts: Parts) -> None:
     html = render_html(build_report(**parts))
     assert all(link.startswith(("#", "data:")) for link in outline(html).loads)

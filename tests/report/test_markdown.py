@@ -56,6 +56,16 @@ def test_only_routed_steps_are_listed(parts: Parts) -> None:
     assert [row[0] for row in steps[2:]] == ["1, feed-forward", "2, attention", "3, feed-forward"]
 
 
+def test_patches_are_named_where_they_are(parts: Parts) -> None:
+    report = build_report(**parts)
+    found = render_markdown(report)
+    assert "SKIP of attention adds a patch at 1, 2, 3. SKIP of feed-forward adds a patch at 1, 3." in found
+    assert re.search(r"\| patches \| 0 \| [\d.]+ k \| new \|", found)
+    for half in report["routing"]["steps"]:
+        half["patched"] = False
+    assert "adds a patch" not in render_markdown(report)
+
+
 def test_parts_that_were_not_measured_are_left_out(parts: Parts) -> None:
     text = render_markdown(build_report(parts["source"], parts["mom"], parts["quality"], parts["provenance"]))
     assert "## Speed" not in text

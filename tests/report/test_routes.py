@@ -22,7 +22,7 @@ def one(*modules: int) -> tuple[tuple[tuple[int, float], ...], ...]:
 HALVES = (
     HalfPath(0, "mha", 0, True, one(0, 0, 0, 0, 0, 0, 0)),
     HalfPath(0, "ffn", 1, False, one(1, 0, 2, 1, 0, 3, 3)),  # of 3 modules: 3 is SKIP
-    HalfPath(1, "mha", 0, False, one(0, 1, 2, 0, 0, 0, 0)),  # of 2: 2 is SKIP
+    HalfPath(1, "mha", 0, False, one(0, 1, 2, 0, 0, 0, 0), patched=True),  # of 2: 2 is SKIP
     HalfPath(2, "ffn", 2, False, tuple(((2, 0.75), (0, 0.25)) for _ in TOKENS)),
 )
 LOSSES = (None, 1.5, 2.25, 0.5, 1.0, 3.0, 0.75)
@@ -95,7 +95,7 @@ def test_hovering_shows_a_path_and_a_click_holds_it(visit: Visits, page: Path) -
         assert "3 of 7; loss 2.25 nats" in seen.page.locator("#path").inner_text()
         assert path_rows(seen.page) == [
             ["0", "0fixed", "2"],
-            ["1", "SKIP", "skips always"],
+            ["1", "SKIP + patch", "skips always"],
             ["2", "skips always", "20.75 00.25"],
         ]
         for token in (3, 5):

@@ -103,7 +103,8 @@ function cell(step, kind, token) {
   if (!found) return make("td", "soft", "skips always");
   for (const [module, gate] of found.picks[token]) {
     if (gate === 0) continue;
-    const pick = make("span", `pick${module === found.home ? " home" : ""}`, label(kind, module));
+    const patch = found.patched && isSkip(kind, module) ? " + patch" : "";
+    const pick = make("span", `pick${module === found.home ? " home" : ""}`, label(kind, module) + patch);
     paint(pick, kind, module);
     box.append(pick);
     if (gate !== 1) box.append(make("span", "gate", `${gate.toFixed(2)} `));
