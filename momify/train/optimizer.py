@@ -66,7 +66,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 def parameter_groups(model: nn.Module, decayed: Iterable[str], weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups of `model`: matrices of the blocks, for Muon; what else has weight decay; and what has none.
 
-    Embeddings, head, positions and routers stay with AdamW, as do vectors. `decayed` names what decays.
+    Embeddings, head, positions, routers, patches and step deltas stay with AdamW, as do vectors. `decayed` names what
+    decays.
     """
     decayed = set(decayed)
     groups: dict[str, dict[str, Any]] = {

@@ -104,8 +104,9 @@ def run_fresh(script: str, folder: Path, out: Path) -> None:
         ({}, "5GB"),
         ({"modules_per_token": 2, "tie_word_embeddings": False}, "40KB"),
         ({"skipped_keys": "masked", "router_hidden": 6}, "5GB"),
+        ({"patch_rank": 3, "step_rank": 2, "mha_homes": [0, 1, 3, 0], "mha_reach": [[0], [1, 3], [3], [0]]}, "5GB"),
     ],
-    ids=["plain", "K=2, untied, sharded", "masked keys, wide routers"],
+    ids=["plain", "K=2, untied, sharded", "masked keys, wide routers", "patches and deltas"],
 )
 def test_a_fresh_python_loads_it_and_says_the_same(
     changes: dict, shard: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path

@@ -96,12 +96,16 @@ def test_state_survives_saving() -> None:
 
 def test_groups_hold_every_parameter_once() -> None:
     config = MomConfig(vocab_size=31, n_positions=8, hidden_size=16, num_attention_heads=2, intermediate_size=32,
-                       num_mha_modules=2, num_ffn_modules=2, num_steps=2)  # fmt: skip
+                       num_mha_modules=2, num_ffn_modules=2, num_steps=3, patch_rank=2, step_rank=2,
+                       ffn_homes=[0, 0, 1], ffn_reach=[[0], [0], [0, 1, 2]], mha_homes=[1, 1, 2],
+                       mha_reach=[[1], [1], [2]])  # fmt: skip
     model = MomForCausalLM(config)
+    small = [name for name, _ in model.named_parameters() if "patch" in name or "delta" in name]
+    assert len(small) == 2 * 3 + 4 * 3
     decayed = [name for name, _ in model.named_parameters() if "bias" not in name and "ln" not in name]
     groups = parameter_groups(model, decayed, 0.1)
     held = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
     matrices = {name for name, p in model.named_parameters() if any(p is q for q in groups[0]["params"])}
     pool = {f"model.{part}.weight" for part in ("mha.qkv", "mha.out", "ffn.up", "ffn.down")}
-    assert matrices == pool
+    assert matrices == pool, "the factors of patches and deltas go to AdamW"
