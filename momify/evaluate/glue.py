@@ -1,8 +1,9 @@
 """A GLUE task: fine-tune a classifier on its training set, score it on its dev set."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,13 @@ from momify.evaluate.classifier import make_classifier
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.fine_tune import FineTuning, autocast, device, fine_tune
 from momify.evaluate.glue_baselines import glue_baselines
-from momify.evaluate.glue_data import Example, GlueData, Split
+from momify.evaluate.glue_data import Example, GlueData
 from momify.evaluate.glue_metrics import UNDEFINED, glue_metrics, is_undefined
 from momify.evaluate.glue_tasks import GlueTask
 from momify.evaluate.heads import keep_head
-from momify.evaluate.results import Key, Score
+from momify.evaluate.learned import Learned
+from momify.evaluate.results import Score
+from momify.evaluate.split import Split
 from momify.evaluate.task import Baseline, Turn
 
 MAX_LENGTH = 128
@@ -28,15 +31,13 @@ _SCORED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Glue:
+class Glue(Learned):
     """One GLUE task with its data; at most `max_length` tokens an example, and never more than a model's positions."""
 
     spec: GlueTask
     data: GlueData
     settings: FineTuning
     max_length: int = MAX_LENGTH
-    seeded: bool = field(default=True, init=False)
-    higher_is_better: bool = field(default=True, init=False)
 
     @property
     def name(self) -> str:
@@ -50,18 +51,8 @@ class Glue:
     def shown(self) -> tuple[str, ...]:
         return self.spec.metrics
 
-    @property
-    def limited(self) -> bool:
-        return self.data.limited
-
-    @cached_property
-    def _data_hash(self) -> str:
-        return self.data.sha256
-
-    def key(self, one: Contestant) -> Key:
-        """Weights, tokenizer, data, and how it is learned."""
-        settings = {**asdict(self.settings), "max_length": self.max_length, "between": BETWEEN}
-        return {"sha256": one.sha256, "tokenizer": one.tokenizer_sha256, "data": self._data_hash, **settings}
+    def _more(self) -> dict[str, Any]:
+        return {"max_length": self.max_length, "between": BETWEEN}
 
     def work(self, one: Contestant) -> int:
         """Optimizer steps and scored batches."""
@@ -109,16 +100,12 @@ class Glue:
         return dev.labels, predicted
 
     def _protocol(self, length: int) -> str:
-        sets = ", ".join(_counted(split) for split in self.data.dev.values())
-        train = _counted(self.data.train)
+        sets = ", ".join(split.counted() for split in self.data.dev.values())
+        train = self.data.train.counted()
         return (
             f"dev set: {sets} examples; trained on {train}; {self.settings.describe()}, max length {length}, "
             "the last epoch's model scored"
         )
-
-
-def _counted(split: Split) -> str:
-    return f"{len(split.examples):,}" + (f" of {split.whole:,} (limited)" if split.limited else "")
 
 
 def _loss(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -157,9 +144,9 @@ class _Reader:
     tokenizer: PreTrainedTokenizerBase
     length: int
 
-    def read(self, split: Split) -> _Encoded:
+    def read(self, split: Split[Example]) -> _Encoded:
         """A set as a model reads it: one sentence, or two with a line feed between them."""
-        examples: tuple[Example, ...] = split.examples
+        examples = split.examples
         rows = encode(self.tokenizer, [example.texts[0] for example in examples])
         if len(self.spec.texts) == 2:
             between = encode(self.tokenizer, [BETWEEN])[0]

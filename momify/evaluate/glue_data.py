@@ -2,13 +2,13 @@
 
 import hashlib
 import math
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from momify.errors import MomifyError
 from momify.evaluate.glue_tasks import GlueTask
 from momify.evaluate.hub import hub_rows
+from momify.evaluate.split import Split
 from momify.evaluate.tsv import decode, read_bytes, read_rows, shown
 
 HUB = "nyu-mll/glue"
@@ -24,32 +24,11 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Examples to train or to score on, out of how many, from which file."""
-
-    examples: tuple[Example, ...]
-    whole: int
-    origin: str
-
-    @property
-    def limited(self) -> bool:
-        """Whether some were left out."""
-        return len(self.examples) < self.whole
-
-    def limit(self, most: int | None) -> "Split":
-        """At most so many examples, drawn by a fixed seed (some files are sorted), in the file's order."""
-        if most is None or most >= len(self.examples):
-            return self
-        chosen = sorted(random.Random(0).sample(range(len(self.examples)), most))
-        return Split(tuple(self.examples[place] for place in chosen), self.whole, self.origin)
-
-
-@dataclass(frozen=True)
 class GlueData:
     """A task's training examples and its sets to score on, by suffix of the metric ("" where there is one set)."""
 
-    train: Split
-    dev: dict[str, Split]
+    train: Split[Example]
+    dev: dict[str, Split[Example]]
 
     @property
     def sha256(self) -> str:

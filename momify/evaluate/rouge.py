@@ -26,9 +26,9 @@ def rouge(references: Sequence[str], summaries: Sequence[str]) -> dict[str, floa
 
 def rouge_baselines(data: XsumData) -> list[Baseline]:
     """The document's first words, as many as training summaries have on average; and one of its sentences by chance."""
-    words = round(mean(len(pair.summary.split()) for pair in data.train.pairs))
-    references = [pair.summary for pair in data.scored.pairs]
-    documents = [pair.document for pair in data.scored.pairs]
+    words = round(mean(len(pair.summary.split()) for pair in data.train.examples))
+    references = [pair.summary for pair in data.scored.examples]
+    documents = [pair.document for pair in data.scored.examples]
     draw = random.Random(0)
     leads = [" ".join(document.split()[:words]) for document in documents]
     drawn = [draw.choice([s for s in _SENTENCE.split(document) if s.strip()]) for document in documents]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,11 @@ from momify.evaluate.batches import Batch, Ids, by_length, check_vocabulary, enc
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.fine_tune import FineTuning, autocast, device, fine_tune
 from momify.evaluate.heads import keep_head
-from momify.evaluate.results import Key, Score
+from momify.evaluate.learned import Learned
+from momify.evaluate.results import Score
 from momify.evaluate.rouge import MAIN, TYPES, rouge, rouge_baselines
 from momify.evaluate.task import Baseline, Turn
-from momify.evaluate.xsum_data import Pair, Pairs, XsumData
+from momify.evaluate.xsum_data import Pair, XsumData
 
 PROMPT = "\nTL;DR:"
 _MICRO_TOKENS = 4_096  # padded tokens of a forward pass in training: as many as 32 examples of GLUE have at most
@@ -48,7 +50,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Xsum:
+class Xsum(Learned):
     """XSUM with its data. `max_length` tokens of document, prompt and summary at most (None: the model's positions)."""
 
     data: XsumData
@@ -58,25 +60,14 @@ class Xsum:
     name: str = field(default="xsum", init=False)
     main: str = field(default=MAIN, init=False)
     shown: tuple[str, ...] = field(default=(MAIN, *TYPES), init=False)
-    seeded: bool = field(default=True, init=False)
-    higher_is_better: bool = field(default=True, init=False)
 
-    @property
-    def limited(self) -> bool:
-        return self.data.limited
-
-    @cached_property
-    def _data_hash(self) -> str:
-        return self.data.sha256
-
-    def key(self, one: Contestant) -> Key:
-        """Weights, tokenizer, data, how it is learned and how it is decoded."""
-        settings = {**asdict(self.settings), **asdict(self.decoding), "max_length": self.max_length, "prompt": PROMPT}
-        return {"sha256": one.sha256, "tokenizer": one.tokenizer_sha256, "data": self._data_hash, **settings}
+    def _more(self) -> dict[str, Any]:
+        return {**asdict(self.decoding), "max_length": self.max_length, "prompt": PROMPT}
 
     def work(self, one: Contestant) -> int:
         """Optimizer steps, and batches of summaries."""
-        return self.settings.steps(len(self.data.train.pairs)) + -(-len(self.data.scored.pairs) // _DECODED_AT_ONCE)
+        batches = -(-len(self.data.scored.examples) // _DECODED_AT_ONCE)
+        return self.settings.steps(len(self.data.train.examples)) + batches
 
     def baselines(self) -> list[Baseline]:
         """The document's beginning, and one of its sentences."""
@@ -89,7 +80,7 @@ class Xsum:
         reader = Reader(one.tokenizer, min(self.max_length or positions, positions), self.decoding.max_new_tokens)
         set_seed(turn.seed)
         use_cache, model.config.use_cache = model.config.use_cache, False
-        rows = reader.training(self.data.train.pairs)
+        rows = reader.training(self.data.train.examples)
         check_vocabulary([ids for ids, _ in rows], model.config.vocab_size)
         fine_tune(model, self._steps(rows, reader, turn.seed), self.settings.steps(len(rows)), summary_loss,
                   self.settings, turn.tick)  # fmt: skip
@@ -97,13 +88,13 @@ class Xsum:
         summaries = self.write(model, reader, turn)
         if turn.keep:
             keep_head(turn.keep, model, one.tokenizer)
-        references = [pair.summary for pair in self.data.scored.pairs]
+        references = [pair.summary for pair in self.data.scored.examples]
         return Score(rouge(references, summaries), self._protocol(reader.length))
 
     def write(self, model: PreTrainedModel, reader: "Reader", turn: Turn) -> list[str]:
         """A summary of each document that is scored, in order."""
         prompts = [reader.prompt(document) for document in encode(
-            reader.tokenizer, [pair.document for pair in self.data.scored.pairs])]  # fmt: skip
+            reader.tokenizer, [pair.document for pair in self.data.scored.examples])]  # fmt: skip
         written = [""] * len(prompts)
         for places in by_length([len(prompt) for prompt in prompts], _DECODED_AT_ONCE):
             with torch.no_grad(), autocast(model, self.settings):
@@ -124,14 +115,10 @@ class Xsum:
 
     def _protocol(self, length: int) -> str:
         return (
-            f"{self.data.split} split: {_counted(self.data.scored)} pairs; trained on {_counted(self.data.train)}; "
+            f"{self.data.split} split: {self.data.scored.counted()} pairs; trained on {self.data.train.counted()}; "
             f"{self.settings.describe()}, max length {length}, loss on the summary alone, the last epoch's model "
             f"scored; {self.decoding.describe()}; F-measures of rouge-score, stemmed; {MAIN} is their mean"
         )
-
-
-def _counted(pairs: Pairs) -> str:
-    return f"{len(pairs.pairs):,}" + (f" of {pairs.whole:,} (limited)" if pairs.limited else "")
 
 
 @dataclass(frozen=True)

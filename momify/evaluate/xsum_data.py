@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from momify.errors import MomifyError
 from momify.evaluate.hub import hub_rows
+from momify.evaluate.split import Split
 from momify.evaluate.tsv import decode, read_bytes, shown
 
 HUB = "EdinburghNLP/xsum"
@@ -29,32 +29,11 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Pairs of one split, out of how many, and from where."""
-
-    pairs: tuple[Pair, ...]
-    whole: int
-    origin: str
-
-    @property
-    def limited(self) -> bool:
-        """Whether some were left out."""
-        return len(self.pairs) < self.whole
-
-    def limit(self, most: int | None) -> "Pairs":
-        """At most so many, drawn by a fixed seed, in the file's order."""
-        if most is None or most >= len(self.pairs):
-            return self
-        chosen = sorted(random.Random(0).sample(range(len(self.pairs)), most))
-        return Pairs(tuple(self.pairs[place] for place in chosen), self.whole, self.origin)
-
-
-@dataclass(frozen=True)
 class XsumData:
     """Pairs to train on and pairs to score on; `split` names the latter."""
 
-    train: Pairs
-    scored: Pairs
+    train: Split[Pair]
+    scored: Split[Pair]
     split: str
 
     @property
@@ -62,7 +41,7 @@ class XsumData:
         """Hash of every document and summary, in order."""
         digest = hashlib.sha256()
         for split in (self.train, self.scored):
-            for pair in split.pairs:
+            for pair in split.examples:
                 digest.update(repr((pair.document, pair.summary)).encode("utf-8", "surrogatepass"))
             digest.update(b"\0")
         return digest.hexdigest()
@@ -101,12 +80,12 @@ def _need(folder: Path, names: tuple[str, ...]) -> Path:
     )
 
 
-def _from_file(path: Path) -> Pairs:
+def _from_file(path: Path) -> Split[Pair]:
     read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[path.suffix]
     pairs = tuple(_pair(path, number, row) for number, row in read(path))
     if not pairs:
         raise MomifyError(f"{path} holds no pairs; give a file with the columns document and summary")
-    return Pairs(pairs, len(pairs), str(path))
+    return Split(pairs, len(pairs), str(path))
 
 
 def _pair(origin: object, number: int, row: dict[str, Any]) -> Pair:
@@ -156,7 +135,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from enumerate(rows, 1)
 
 
-def _from_hub(split: str) -> Pairs:
+def _from_hub(split: str) -> Split[Pair]:
     rows = hub_rows(HUB, None, split, COLUMNS)
     pairs = [
         _pair(f"{HUB} {split}", number, dict(zip(COLUMNS, row, strict=True)))
@@ -165,4 +144,4 @@ def _from_hub(split: str) -> Pairs:
     ]
     if not pairs:
         raise MomifyError(f"{HUB} {split} holds no pairs; give a local copy with --data-dir")
-    return Pairs(tuple(pairs), len(pairs), f"{HUB} {split}")
+    return Split(tuple(pairs), len(pairs), f"{HUB} {split}")

@@ -5,9 +5,10 @@ import math
 import pytest
 
 from momify.evaluate.glue_baselines import glue_baselines
-from momify.evaluate.glue_data import Example, GlueData, Split
+from momify.evaluate.glue_data import Example, GlueData
 from momify.evaluate.glue_metrics import glue_metrics, is_undefined
 from momify.evaluate.glue_tasks import GLUE
+from momify.evaluate.split import Split
 
 # 3 true and 1 false positives, 2 true and 2 false negatives
 LABELS = [1, 1, 1, 1, 1, 0, 0, 0]

@@ -11,18 +11,19 @@ from momify.evaluate.batches import Ids
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.fine_tune import FineTuning
 from momify.evaluate.rouge import rouge, rouge_baselines
+from momify.evaluate.split import Split
 from momify.evaluate.task import Turn
 from momify.evaluate.xsum import Decoding, Reader, Xsum, decode_batch, summary_loss, training_batch
-from momify.evaluate.xsum_data import Pair, Pairs, XsumData
+from momify.evaluate.xsum_data import Pair, XsumData
 
 WORDS = ["the cat", "the hat", "the mat", "the rat"]
 SHORT = Decoding(beams=4, max_new_tokens=12)
 
 
-def pairs(count: int, start: int = 0) -> Pairs:
+def pairs(count: int, start: int = 0) -> Split[Pair]:
     """Documents whose last word sums them up."""
     found = [Pair(f"{'on ' * (1 + i % 4)}{WORDS[i % 4]}", WORDS[i % 4]) for i in range(start, start + count)]
-    return Pairs(tuple(found), count, "x")
+    return Split(tuple(found), count, "x")
 
 
 @pytest.fixture
@@ -46,8 +47,8 @@ def test_rouge_stems_averages_and_gives_an_empty_summary_nothing() -> None:
 
 
 def test_baselines_of_xsum() -> None:
-    train = Pairs((Pair("x", "one two three"), Pair("x", "one two three four five")), 2, "x")
-    scored = Pairs((Pair("a b c d e f. g h", "a b c d"), Pair("only this", "this")), 2, "x")
+    train = Split((Pair("x", "one two three"), Pair("x", "one two three four five")), 2, "x")
+    scored = Split((Pair("a b c d e f. g h", "a b c d"), Pair("only this", "this")), 2, "x")
     lead, drawn = rouge_baselines(XsumData(train, scored, "test"))
     assert "first 4 words" in lead.how
     assert lead.metrics["rouge1"] == pytest.approx((100 + 100 * 2 / 3) / 2)

@@ -39,8 +39,8 @@ def test_each_kind_of_file_gives_the_pairs(kind: str, below: str, tmp_path: Path
     write(tmp_path / below, "train", ROWS[:4], kind)
     write(tmp_path / below, "test", ROWS[4:], kind)
     data = read_xsum(tmp_path)
-    assert data.train.pairs == tuple(Pair(row["document"], row["summary"]) for row in ROWS[:4])
-    assert (len(data.scored.pairs), data.split, data.limited) == (2, "test", False)
+    assert data.train.examples == tuple(Pair(row["document"], row["summary"]) for row in ROWS[:4])
+    assert (len(data.scored.examples), data.split, data.limited) == (2, "test", False)
 
 
 def test_without_a_test_split_validation_is_scored_and_said(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_limits(tmp_path: Path) -> None:
     write(tmp_path, "train", ROWS)
     write(tmp_path, "test", ROWS)
     some = read_xsum(tmp_path, limit=3, train_limit=5)
-    assert (len(some.train.pairs), len(some.scored.pairs), some.limited) == (5, 3, True)
+    assert (len(some.train.examples), len(some.scored.examples), some.limited) == (5, 3, True)
     assert read_xsum(tmp_path, limit=3).sha256 == read_xsum(tmp_path, limit=3).sha256 != some.sha256
 
 
@@ -95,7 +95,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"document": ["a", " "], "summary": ["b", "c"], "id": ["1", "2"]}
     monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: Dataset.from_dict(rows))
-    assert read_xsum(None).train.pairs == (Pair("a", "b"),)
+    assert read_xsum(None).train.examples == (Pair("a", "b"),)
     rows["document"] = ["", ""]
     with pytest.raises(MomifyError, match="holds no pairs"):
         read_xsum(None)
@@ -103,4 +103,4 @@ def test_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_files(shared_data: Path) -> None:
     data = read_xsum(shared_data)
-    assert (len(data.train.pairs), len(data.scored.pairs)) == (1002, 1924)
+    assert (len(data.train.examples), len(data.scored.examples)) == (1002, 1924)
