@@ -4,12 +4,16 @@ import copy
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import GPT2LMHeadModel
+
+from momify.convert.assemble import network_of as network_of_source
+from momify.convert.network import Network
 
 Save = Callable[..., Path]
 
@@ -72,6 +76,17 @@ def silence(model: GPT2LMHeadModel, removed: Iterable[tuple[str, int]]) -> GPT2L
         nn.init.zeros_(projection.weight)
         nn.init.zeros_(projection.bias)
     return quiet
+
+
+@pytest.fixture
+def network_of() -> Callable[[GPT2LMHeadModel], Network]:
+    """The network that a GPT-2 is taken apart into, with no file between."""
+
+    def apart(model: GPT2LMHeadModel) -> Network:
+        tensors = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
+        return network_of_source(SimpleNamespace(tensors=tensors, config=model.config))
+
+    return apart
 
 
 @pytest.fixture

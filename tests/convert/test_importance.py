@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.activations import ACT2FN
 
 from momify.convert.importance import (
     KINDS,
@@ -36,18 +35,6 @@ def model(make_gpt2):
     return model
 
 
-def network_of_model(model) -> Network:
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
-    config = model.config
-    return Network(
-        layers=take_apart(tensors, LayerSettings(config.n_layer, config.n_head)),
-        frame=take_frame(tensors),
-        num_heads=config.n_head,
-        activation=ACT2FN[config.activation_function],
-        epsilon=config.layer_norm_epsilon,
-    )
-
-
 @pytest.fixture
 def text(model):
     """(4, 16) tokens that the model itself finds likely, so that removing anything costs."""
@@ -60,8 +47,8 @@ def reference_loss(model, text) -> float:
     return model(input_ids=text, labels=text).loss.item()
 
 
-def test_losses_equal_transformers_for_every_set_of_one_and_some_of_more(model, without, text):
-    network = network_of_model(model)
+def test_losses_equal_transformers_for_every_set_of_one_and_some_of_more(model, without, text, network_of):
+    network = network_of(model)
     sets = [[], *([(kind, layer)] for kind in KINDS for layer in range(3))]
     sets += [[("mha", 0), ("ffn", 0)], [("ffn", 2), ("mha", 1), ("ffn", 0)], [(k, i) for k in KINDS for i in range(3)]]
     for removed in sets:
@@ -97,8 +84,8 @@ def test_batches_and_few_anchors_change_no_loss(batch, budget, seed):
     assert held <= budget + 5 * 16 * width * 4  # the one before the first half-layer is always held
 
 
-def test_greedy_equals_brute_force(model, without, text):
-    measured = measure_importance(network_of_model(model), text, (2, 1))
+def test_greedy_equals_brute_force(model, without, text, network_of):
+    measured = measure_importance(network_of(model), text, (2, 1))
     left, gone, expected = {"mha": 2, "ffn": 1}, [], []
     while any(left.values()):
         candidates = [(kind, i) for kind in KINDS if left[kind] for i in range(3) if (kind, i) not in gone]
@@ -113,10 +100,10 @@ def test_greedy_equals_brute_force(model, without, text):
     assert measured.evaluations < 1 + 6 + 5 + 4 + 3  # lazy: not every candidate anew
 
 
-def test_greedy_measures_each_removal_beside_those_before(make_gpt2, without):
+def test_greedy_measures_each_removal_beside_those_before(make_gpt2, without, network_of):
     model = make_gpt2()  # half-layers of like weight: the order is a close call, the values must still be right
     text = torch.randint(0, 61, (3, 12))
-    measured = measure_importance(network_of_model(model), text, (3, 4))
+    measured = measure_importance(network_of(model), text, (3, 4))
     gone, before = [], measured.base_loss
     for removal in measured.removals:
         gone.append((removal.kind, removal.layer))
@@ -128,8 +115,8 @@ def test_greedy_measures_each_removal_beside_those_before(make_gpt2, without):
     assert len(set(gone)) == 7
 
 
-def test_leave_one_out_equals_transformers(model, without, text):
-    measured = measure_importance(network_of_model(model), text, (1, 2), method="leave_one_out")
+def test_leave_one_out_equals_transformers(model, without, text, network_of):
+    measured = measure_importance(network_of(model), text, (1, 2), method="leave_one_out")
     base = reference_loss(model, text)
     assert measured.base_loss == pytest.approx(base, abs=TOLERANCE)
     assert measured.tokens == 4 * 15
@@ -149,14 +136,14 @@ def test_leave_one_out_equals_transformers(model, without, text):
 
 
 @pytest.mark.parametrize("method", ["greedy", "leave_one_out"])
-def test_progress_is_told_and_ends_at_the_total(model, text, method):
+def test_progress_is_told_and_ends_at_the_total(model, text, method, network_of):
     seen: list[tuple[int, int]] = []
-    measure_importance(network_of_model(model), text, (1, 1), method, lambda *step: seen.append(step))
+    measure_importance(network_of(model), text, (1, 1), method, lambda *step: seen.append(step))
     assert seen == [(done, 8) for done in range(1, 9)]
 
 
-def test_known_losses_are_not_measured_again_and_change_nothing(model, text):
-    network, known = network_of_model(model), {}
+def test_known_losses_are_not_measured_again_and_change_nothing(model, text, network_of):
+    network, known = network_of(model), {}
     first = measure_importance(network, text, (1, 1), known=known)
     assert known.keys() >= {"", "0", "5"}
     assert len(known) == first.evaluations
@@ -169,8 +156,8 @@ def test_known_losses_are_not_measured_again_and_change_nothing(model, text):
     assert measure_importance(network, text, (1, 1), known=known).base_loss == 100.0
 
 
-def test_json_round_trip(model, text):
-    measured = measure_importance(network_of_model(model), text, (1, 1))
+def test_json_round_trip(model, text, network_of):
+    measured = measure_importance(network_of(model), text, (1, 1))
     assert Importance.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
 
 
@@ -193,11 +180,11 @@ def test_order_is_removals_first_then_by_leave_one_out():
         (torch.full((1, 8), -1), r"token -1 is outside"),
     ],
 )
-def test_unreadable_calibration_text_is_refused(model, tokens, message):
+def test_unreadable_calibration_text_is_refused(model, tokens, message, network_of):
     with pytest.raises(MomifyError, match=message):
-        measure_importance(network_of_model(model), tokens, (1, 1))
+        measure_importance(network_of(model), tokens, (1, 1))
 
 
-def test_an_unknown_method_is_refused(model, text):
+def test_an_unknown_method_is_refused(model, text, network_of):
     with pytest.raises(MomifyError, match="'magic' is unknown; use one of greedy, leave_one_out, cos"):
-        measure_importance(network_of_model(model), text, (1, 1), method="magic")
+        measure_importance(network_of(model), text, (1, 1), method="magic")

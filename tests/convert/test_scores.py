@@ -3,17 +3,8 @@
 import pytest
 import torch
 
-from momify.convert.assemble import layer_settings
 from momify.convert.importance import measure_importance
-from momify.convert.layers import take_apart, take_frame
-from momify.convert.network import Network
 from momify.convert.scores import half_layer_scores
-
-
-def network_of(model) -> Network:
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
-    layers = take_apart(tensors, layer_settings(model.config))
-    return Network(layers, take_frame(tensors), model.config.n_head, torch.nn.GELU(approximate="tanh"), 1e-5)
 
 
 @torch.no_grad()
@@ -29,7 +20,7 @@ def influences(model, text) -> list[float]:
     return found
 
 
-def test_cosine_is_the_mean_over_tokens_by_transformers_blocks(make_gpt2):
+def test_cosine_is_the_mean_over_tokens_by_transformers_blocks(make_gpt2, network_of):
     model = make_gpt2(n_layer=3)
     text = torch.randint(0, 61, (5, 12), generator=torch.Generator().manual_seed(0))
     scores = half_layer_scores(network_of(model), text.split(2), (1, 1), "cosine")
@@ -37,7 +28,7 @@ def test_cosine_is_the_mean_over_tokens_by_transformers_blocks(make_gpt2):
     assert max(scores) > 1.5 * min(scores)
 
 
-def test_magnitude_is_the_norm_of_the_matrices_with_the_layer_norm_in_them(make_gpt2):
+def test_magnitude_is_the_norm_of_the_matrices_with_the_layer_norm_in_them(make_gpt2, network_of):
     model = make_gpt2(n_layer=2)
     block = model.transformer.h[1]
     with torch.no_grad():
@@ -51,14 +42,14 @@ def test_magnitude_is_the_norm_of_the_matrices_with_the_layer_norm_in_them(make_
 
 
 @pytest.mark.parametrize(("quota", "gone"), [(0, []), (1, [3]), (2, [1, 4]), (3, [1, 3, 5]), (6, [0, 1, 2, 3, 4, 5])])
-def test_every_other_is_evenly_spaced(make_gpt2, quota, gone):
+def test_every_other_is_evenly_spaced(make_gpt2, quota, gone, network_of):
     scores = half_layer_scores(network_of(make_gpt2(n_layer=6)), [], (quota, 0), "every_other")
     assert [layer for layer in range(6) if scores[2 * layer] == 0] == gone
     assert all(scores[1::2])
 
 
 @pytest.mark.parametrize("method", ["cosine", "magnitude", "every_other"])
-def test_the_lowest_of_each_kind_go_and_the_loss_is_measured_without_them(make_gpt2, without, method):
+def test_the_lowest_of_each_kind_go_and_the_loss_is_measured_without_them(make_gpt2, without, method, network_of):
     model = make_gpt2(n_layer=4)
     text = torch.randint(0, 61, (3, 12), generator=torch.Generator().manual_seed(1))
     network = network_of(model)
