@@ -1,5 +1,6 @@
 """The shape of a Mixture-of-Modules model, as saved in config.json (design sections 1 to 3)."""
 
+from collections import Counter
 from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
@@ -101,8 +102,9 @@ class MomConfig(PreTrainedConfig):
     def adapted(self, kind: Kind) -> list[int]:
         """Steps with a delta: those fixed to a module that is also the home of another step."""
         homes, modules = self.homes(kind), self.num_modules(kind)
+        uses = Counter(homes)
         fixed = [step for step, reach in enumerate(self.reach(kind)) if len(reach) == 1 and reach != [modules]]
-        return [step for step in fixed if homes.count(homes[step]) > 1] if self.step_rank else []
+        return [step for step in fixed if uses[homes[step]] > 1] if self.step_rank else []
 
     def mha_slot(self, step: int) -> int | None:
         """Cache slot of a step's keys and values, numbered from 0 in step order; None without attention."""

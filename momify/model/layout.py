@@ -37,35 +37,47 @@ class HalfStep:
 def half_steps(config: MomConfig) -> tuple[HalfStep, ...]:
     """All half-steps that do anything, in order; one that can only SKIP and has no patch is left out."""
     kinds: tuple[Kind, ...] = ("mha", "ffn")
+    rows = {kind: _Rows.of(config, kind) for kind in kinds}
     return tuple(
-        _half_step(config, step, kind)
+        _half_step(config, step, kind, rows[kind])
         for step in range(config.num_steps)
         for kind in kinds
-        if step in config.running(kind) or step in config.patched(kind)
+        if step in rows[kind].running or step in rows[kind].patched
     )
 
 
-def _half_step(config: MomConfig, step: int, kind: Kind) -> HalfStep:
+@dataclass(frozen=True)
+class _Rows:
+    """Of one kind, what only some steps have: each such step, with its place among them."""
+
+    routed: dict[int, int]
+    running: dict[int, int]
+    patched: dict[int, int]
+    adapted: dict[int, int]
+
+    @classmethod
+    def of(cls, config: MomConfig, kind: Kind) -> "_Rows":
+        """Worked out once for all steps."""
+        steps = (config.routed(kind), config.running(kind), config.patched(kind), config.adapted(kind))
+        return cls(*({step: row for row, step in enumerate(some)} for some in steps))
+
+
+def _half_step(config: MomConfig, step: int, kind: Kind, rows: _Rows) -> HalfStep:
     skip, home, reach = config.num_modules(kind), config.homes(kind)[step], config.reach(kind)[step]
     # with K > 1 a token picks distinct choices, at most one of which is SKIP: its keys come from the others
     can_skip = kind == "mha" and skip in reach and config.modules_per_token == 1
     keeps_keys = can_skip and config.skipped_keys == "home" and home != skip
-    slot = config.mha_slot(step) if kind == "mha" else None
+    slot = rows.running.get(step) if kind == "mha" else None
     return HalfStep(
         step=step,
         kind=kind,
         skip=skip,
         home=home,
         reach=tuple(reach),
-        route=_row(config.routed(kind), step),
+        route=rows.routed.get(step),
         slot=slot,
         key_home=home if keeps_keys else None,
         masks_keys=can_skip and not keeps_keys and slot is not None,
-        patch=_row(config.patched(kind), step),
-        delta=_row(config.adapted(kind), step),
+        patch=rows.patched.get(step),
+        delta=rows.adapted.get(step),
     )
-
-
-def _row(steps: list[int], step: int) -> int | None:
-    """Where `step` stands among `steps`."""
-    return steps.index(step) if step in steps else None
