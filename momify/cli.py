@@ -100,6 +100,12 @@ def convert(
         typer.Option(help="What a running step may choose: all, skip (home or SKIP), home (if left out and K is 1)."),
     ] = None,
     init: Annotated[str, typer.Option(help="home: start as the pruned source; random: the paper's start.")] = "home",
+    patch_rank: Annotated[
+        int, typer.Option(min=0, help="Rank of the patch that SKIP adds in a removed half-layer's place; 0: none.")
+    ] = 0,
+    step_rank: Annotated[
+        int, typer.Option(min=0, help="Rank of each step's own change to a module that steps share; 0: none.")
+    ] = 0,
     calibration: Annotated[
         list[str] | None, typer.Option(help="Text on which importance is measured; Python's own library if left out.")
     ] = None,
@@ -118,7 +124,8 @@ def convert(
     from momify.subject import context_length
 
     mom = {"mha": mha, "ffn": ffn, "depth": depth, "modules_per_token": top_k, "mha_steps": mha_steps,
-           "ffn_steps": ffn_steps, "reach": reach, "init": init}  # fmt: skip
+           "ffn_steps": ffn_steps, "reach": reach, "init": init, "patch_rank": patch_rank,
+           "step_rank": step_rank}  # fmt: skip
     length = context_length(model, revision, screen)
     data = {
         "run": {"name": name or f"{Path(model.replace(':', '-')).name}-{mha}x{ffn}", "seed": seed},

@@ -15,7 +15,7 @@ from momify.convert.homes import HomePlan, Request, check_request, choose_homes,
 from momify.convert.importance import Importance, measure_importance
 from momify.convert.kept_losses import kept_losses
 from momify.convert.network import Network
-from momify.convert.refit import most_tokens, refit
+from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit
 from momify.convert.source import open_source, read_config
 from momify.data.blocks import TokenData, load_tokens
 from momify.data.documents import Corpus, read_corpus
@@ -53,14 +53,23 @@ def quiet_libraries() -> None:
 def check(recipe: Recipe, screen: Screen) -> None:
     """Raise MomifyError for what the source cannot give, before a file is written."""
     if recipe.source.scratch:
-        layers, positions = recipe.source.scratch.layers, recipe.source.scratch.context
+        scratch = recipe.source.scratch
+        layers, positions, width = scratch.layers, scratch.context, scratch.width
     else:
         config = read_config(locate(recipe.source.model, recipe.source.revision, screen.say))
-        layers, positions = config.n_layer, config.n_positions
+        layers, positions, width = config.n_layer, config.n_positions, config.n_embd
     if recipe.data.block_length > positions:
         raise MomifyError(f"data.block_length {recipe.data.block_length} exceeds the source's {positions} positions")
     if recipe.mom:
         check_request(request_of(recipe.mom), layers)
+        check_ranks(recipe.mom, width)
+
+
+def check_ranks(mom: MomBlock, width: int) -> None:
+    """Raise MomifyError for a rank above the source's width, which no map needs."""
+    for name in ("patch_rank", "step_rank"):
+        if getattr(mom, name) > width:
+            raise MomifyError(f"{name} is {getattr(mom, name)}; the source is {width} wide, use 0 to {width}")
 
 
 def run_all(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> dict[str, Any] | Stopped | None:
@@ -162,15 +171,11 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     network = network_of(source)
     text = CalibrationText(recipe, tokenizer, screen)
     importance, plan = choose(network, text, source.sha256, screen)
-    routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys)
+    routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys, seed=recipe.run.seed)
     target = mom_config(source.config, plan, source.tied, routers)
     show_removals(removal_rows(plan, importance, source.config, target), f"{source.name} -> {run.folder.name}", screen)
-    if importance.removals and recipe.mom.refit_tokens and recipe.mom.init == "home":
-        with screen.progress("refitting what stays") as progress:
-            tokens = text.tokens(min(recipe.mom.refit_tokens, most_tokens(source.config.n_embd)))
-            network = replace(network, layers=refit(network, plan, tokens, progress=progress, in_place=True))
-        screen.say(f"refitted the modules that stay on {tokens.numel():,} tokens, to make up for what goes")
-    model = assemble(source, network, plan, routers=routers, seed=recipe.run.seed)
+    fitted = fit_parts(network, plan, text, screen)
+    model = assemble(source, replace(network, layers=fitted.layers), plan, routers=routers, stand_ins=fitted.stand_ins)
     provenance = {
         "source": {"model": recipe.source.model or str(run.source), "sha256": source.sha256},
         "recipe": recipe.model_dump(),
@@ -212,6 +217,23 @@ def choose(network: Network, text: CalibrationText, source_sha256: str, screen: 
     return importance, choose_homes(importance, request)
 
 
+def fit_parts(network: Network, plan: HomePlan, text: CalibrationText, screen: Screen) -> Fitted:
+    """What stays and what stands in, fitted in closed form to make up for what goes; writes into the network's layers.
+
+    Left as it is where nothing goes, and where homes mean nothing (init random).
+    """
+    mom = text.recipe.mom
+    fitting = Fitting(modules=mom.refit_modules, in_place=True)
+    if not mom.refit_tokens or plan.init == "random" or not has_to_fit(plan, fitting):
+        return Fitted(network.layers)
+    with screen.progress("fitting what stays and what stands in") as progress:
+        tokens = text.tokens(min(mom.refit_tokens, most_tokens(network.frame.wte.shape[1])))
+        fitted = refit(network, plan, tokens, fitting, progress)
+    what = ["modules that stay"] * fitting.modules + ["what stands in"] * bool(fitted.stand_ins)
+    screen.say(f"fitted {' and '.join(what)} on {tokens.numel():,} tokens, to make up for what goes")
+    return fitted
+
+
 def show_removals(removals: Removals, title: str, screen: Screen) -> None:
     """In plain words and as tables: what goes, and what that saves."""
     for line in removals.lines:
@@ -222,7 +244,8 @@ def show_removals(removals: Removals, title: str, screen: Screen) -> None:
 
 def request_of(mom: MomBlock) -> Request:
     """The conversion that a recipe's mom block asks for."""
-    names = ("mha", "ffn", "depth", "modules_per_token", "mha_steps", "ffn_steps", "init", "reach")
+    names = ("mha", "ffn", "depth", "modules_per_token", "mha_steps", "ffn_steps", "init", "reach", "patch_rank",
+             "step_rank")  # fmt: skip
     return Request(**{name: getattr(mom, name) for name in names})
 
 

@@ -200,7 +200,13 @@ class MomBlock(Block):
     """Blocks of training text on which importance is measured."""
     refit_tokens: Annotated[int, Field(ge=0)] = 131_072
     """Tokens on which kept modules are refitted, in closed form, to make up for removed ones (at most 52 M / width,
-    which bounds memory); 0: not at all."""
+    which bounds memory); 0: not at all, and patches and step deltas start as nothing."""
+    refit_modules: bool = True
+    """false: kept modules keep their weights, only patches and step deltas are fitted."""
+    patch_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the linear patch that SKIP adds in a removed half-layer's place, at most the source's width; 0: none."""
+    step_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of each step's own change to a module that several static steps share, at most the width; 0: none."""
     skipped_keys: Literal["home", "masked"] = "home"
     """A token that skips attention: its key and value kept for the others, or masked."""
 

@@ -192,6 +192,25 @@ def test_finished_run_is_not_trained_twice(finished: Path, there: Path, momify: 
     assert (there / "runs/tiny/model/model.safetensors").read_bytes() == before
 
 
+def test_a_model_that_chooses_is_no_plain_gpt2(finished: Path, momify: Momify, tmp_path: Path) -> None:
+    done = momify("export", finished / "runs/tiny/model", "--format", "gpt2", "--out", tmp_path / "plain")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--format mom" in done.err
+    assert not (tmp_path / "plain").exists()
+
+
+def test_convert_puts_patches_in_the_place_of_what_goes(there: Path, momify: Momify) -> None:
+    asked = ("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt")
+    told = momify(*asked, "--patch-rank", 4, "--name", "patched")
+    assert (told.code, told.err) == (0, ""), told.err
+    assert "patches of rank 4 at 2 attention and 1 feed-forward steps" in told.out
+    assert "fitted modules that stay and what stands in on" in told.out
+    assert momify(*asked, "--name", "bare").code == 0
+    patched, bare = (load_mom(there / f"runs/{name}/model") for name in ("patched", "bare"))
+    assert patched.model.mha_patch.weight_out.abs().sum(dim=(1, 2)).gt(0).all()
+    assert patched.num_parameters() - bare.num_parameters() == 3 * (2 * 32 * 4 + 32)
+
+
 def test_phase_one_then_two(there: Path, momify: Momify) -> None:
     (there / "both.yaml").write_text(
         "run: {name: both}\n"
@@ -241,6 +260,7 @@ WRONG = [
     ([*CONVERT, "--top-k", "9"], None, "modules_per_token is 9"),
     ([*CONVERT, "--mha-steps", "9"], None, "mha_steps is 9"),
     ([*CONVERT, "--reach", "far"], None, "mom.reach"),
+    ([*CONVERT, "--patch-rank", "33"], None, "patch_rank is 33; the source is 32 wide"),
     ([*CONVERT, "--name", "../up"], None, "run.name"),
     ([*CONVERT, "--calibration", "no.txt"], None, "no.txt does not exist"),
     (CONVERT, lambda f: truncate(f / "src/model.safetensors"), "model.safetensors"),

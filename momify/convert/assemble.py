@@ -13,6 +13,7 @@ from momify.convert.homes import HomePlan
 from momify.convert.layers import Frame, Layers, LayerSettings, take_apart, take_frame
 from momify.convert.network import Network
 from momify.convert.source import Source
+from momify.convert.stand_ins import StandIns, stand_in_state
 from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
 
@@ -24,13 +25,14 @@ SHARED_FIELDS = (  # same name and meaning in GPT2Config and MomConfig
 
 @dataclass(frozen=True)
 class RouterSettings:
-    """How the routers are built and started; the names are MomConfig's without "router_"."""
+    """How the routers are built and started; the names are MomConfig's without "router_". seed: of what is drawn."""
 
     tau: float = 1.0
     hidden: int = 0
     home_bias: float = 4.0
     explore: float = 0.0
     skipped_keys: str = "home"
+    seed: int = 0
 
 
 def layer_settings(config: GPT2Config) -> LayerSettings:
@@ -83,6 +85,8 @@ def mom_config(
             home_bias=0.0 if plan.init == "random" else routers.home_bias,
             router_explore=routers.explore,
             skipped_keys=routers.skipped_keys,
+            patch_rank=plan.patch_rank,
+            step_rank=plan.step_rank,
         )
     except ValueError as error:
         raise MomifyError(str(error)) from error
@@ -94,15 +98,18 @@ def assemble(
     plan: HomePlan,
     dtype: torch.dtype = torch.float32,
     routers: RouterSettings | None = None,
-    seed: int = 0,
+    stand_ins: StandIns | None = None,
 ) -> MomForCausalLM:
     """The MoM of `plan` in `dtype`, in evaluation mode, filled from the source's folded layers.
 
-    init "home": every step starts at its home. init "random": the paper's routers, drawn with `seed`. The network is
-    used up: its tensors become the model's parameters, those that stay moved to the front, so that nothing is in memory
-    twice.
+    init "home": every step starts at its home. init "random": the paper's routers, drawn at random. `stand_ins`: fitted
+    patches and step deltas; those of the plan that are not among them do nothing yet. The network is used up: its
+    tensors become the model's parameters, those that stay moved to the front, so that nothing is in memory twice.
     """
+    routers = routers or RouterSettings()
     state = state_of(network.layers, network.frame, plan)
+    std = source.config.initializer_range
+    state |= stand_in_state(plan, network.layers, stand_ins or {}, std, routers.seed)
     with no_init_weights():
         model = MomForCausalLM(mom_config(source.config, plan, source.tied, routers))
     outcome = model.load_state_dict(state, strict=False, assign=True)
@@ -112,7 +119,7 @@ def assemble(
     strays = [name for name in outcome.missing_keys if "_router." not in name] + list(outcome.unexpected_keys)
     assert not strays, f"convert and model disagree about {strays}"
     if plan.init == "random":
-        draw_routers(model, seed)
+        draw_routers(model, routers.seed)
     return model.to(dtype).eval()
 
 

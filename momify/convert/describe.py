@@ -35,6 +35,7 @@ def removal_rows(plan: HomePlan, importance: Importance, source: GPT2Config, tar
     lines = (
         _summary(plan, source, target),
         *(_reused(plan, kind) for kind in NOUNS if _reused(plan, kind)),
+        *_stand_in_lines(source, target),
         *_depth_lines(plan),
         *_loss_lines(plan, importance),
         *(["--init random: routers are drawn at random, so the start loses far more"] if plan.init == "random" else []),
@@ -83,6 +84,25 @@ def _reused(plan: HomePlan, kind: str) -> str:
         if layer is not None and home not in (None, layer):
             pairs.append(f"{layer} runs {home}'s")
     return f"{NOUNS[kind]} of removed layers that still runs: layer {', layer '.join(pairs)}" if pairs else ""
+
+
+def _stand_in_lines(source: GPT2Config, target: MomConfig) -> list[str]:
+    """What patches and step deltas there are, with their parameters and MACs; costs as in `_cost_rows`."""
+    counts, length = parameters(target), source.n_positions
+    macs = mom_macs(target, 1, length, planned_usage(target, 1, length))
+    found = (
+        ("patches", target.patch_rank, target.patched, counts.patches, macs.patches),
+        ("changes to shared modules", target.step_rank, target.adapted, counts.deltas, macs.deltas),
+    )
+    lines = []
+    for noun, rank, steps_of, numbers, spent in found:
+        steps = " and ".join(f"{len(steps_of(kind))} {NOUNS[kind]}" for kind in NOUNS)
+        if numbers:
+            lines.append(
+                f"{noun} of rank {rank} at {steps} steps: {numbers:,} parameters ({numbers / counts.total:.1%}), "
+                f"{spent / macs.total:.1%} of the MACs"
+            )
+    return lines
 
 
 def _depth_lines(plan: HomePlan) -> list[str]:
@@ -145,14 +165,17 @@ def _signed(importance: Importance, kind: str, layer: int) -> str:
 
 
 def _fate(plan: HomePlan, kind: str, layer: int, step: int | None) -> str:
-    """kept, removed, reuses 3, in the pool only."""
+    """kept, removed, reuses 3, in the pool only; with a step's own change to the module, or a patch in its place."""
     in_pool = layer in plan.layers(kind)
     home = None if step is None else plan.home_layer(kind, step)
+    changed = ", changed" if step in plan.adapted(kind) else ""
     if home == layer:
-        return "kept"
+        return f"kept{changed}"
     if in_pool:
         return "in the pool, no step of its own"
-    return "removed" if home is None else f"removed, runs {home}'s"
+    if home is not None:
+        return f"removed, runs {home}'s{changed}"
+    return "removed, patched" if step in plan.patched(kind) else "removed"
 
 
 def _added_row(plan: HomePlan, step: int) -> tuple[str, ...]:

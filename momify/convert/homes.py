@@ -82,6 +82,17 @@ class HomePlan:
         skip = len(self.layers(kind))
         return [step for step, choices in enumerate(self.reach(kind)) if choices != (skip,)]
 
+    def patched(self, kind: str) -> list[int]:
+        """Steps at which SKIP adds a patch."""
+        skip = len(self.layers(kind))
+        return [step for step, choices in enumerate(self.reach(kind)) if self.patch_rank and skip in choices]
+
+    def adapted(self, kind: str) -> list[int]:
+        """Static steps with a delta to their module, which is also another step's home."""
+        homes, skip = self.homes(kind), len(self.layers(kind))
+        static = [step for step, choices in enumerate(self.reach(kind)) if len(choices) == 1 and choices != (skip,)]
+        return [step for step in static if self.step_rank and homes.count(homes[step]) > 1]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)

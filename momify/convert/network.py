@@ -31,27 +31,42 @@ def embed(frame: Frame, tokens: Tensor) -> Tensor:
     return frame.wte[tokens] + frame.wpe[: tokens.shape[1]]
 
 
+@dataclass(frozen=True)
+class HalfWeights:
+    """One half-layer's matrices, inputs on the left: q, k, v and out, or up and down. E: 3D or the inner width I."""
+
+    into: Tensor  # (D, E)
+    into_bias: Tensor  # (E,)
+    out: Tensor  # (D or I, D)
+    out_bias: Tensor  # (D,)
+
+
+def half_weights(layers: Layers, half: int) -> HalfWeights:
+    """The matrices of half-layer `half`, in the memory of `layers`."""
+    at = half // 2
+    if half % 2:
+        return HalfWeights(layers.up_weight[at], layers.up_bias[at], layers.down_weight[at], layers.down_bias[at])
+    return HalfWeights(layers.qkv_weight[at], layers.qkv_bias[at], layers.out_weight[at], layers.out_bias[at])
+
+
 def half_layer_update(network: Network, half: int, x: Tensor) -> Tensor:
     """What half-layer `half` adds to the residual x (B, T, D); same shape."""
-    return _project(half_layer_features(network, half, x), *output_projection(network.layers, half))
+    weights = half_weights(network.layers, half)
+    return _project(half_features(network, half, weights, x), weights.out, weights.out_bias)
 
 
-def half_layer_features(network: Network, half: int, x: Tensor) -> Tensor:
-    """What enters the output projection of half-layer `half`: attended values (B, T, D), or inner (B, T, I)."""
-    layers, layer = network.layers, half // 2
-    x_hat = F.layer_norm(x, x.shape[-1:], eps=network.epsilon)
+def half_features(network: Network, half: int, weights: HalfWeights, x: Tensor) -> Tensor:
+    """What enters the output projection of a half-layer of the kind of `half`: values (B, T, D), or inner (B, T, I)."""
+    hidden = _project(normalised(network, x), weights.into, weights.into_bias)
     if half % 2:
-        return network.activation(_project(x_hat, layers.up_weight[layer], layers.up_bias[layer]))
-    qkv = _project(x_hat, layers.qkv_weight[layer], layers.qkv_bias[layer])  # (B, T, 3D)
-    q, k, v = qkv.unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, N, T, D/N) each
+        return network.activation(hidden)
+    q, k, v = hidden.unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, N, T, D/N) each
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
-def output_projection(layers: Layers, half: int) -> tuple[Tensor, Tensor]:
-    """Weight (in, D) and bias (D,) of half-layer `half`: attention's out, or feed-forward's down."""
-    if half % 2:
-        return layers.down_weight[half // 2], layers.down_bias[half // 2]
-    return layers.out_weight[half // 2], layers.out_bias[half // 2]
+def normalised(network: Network, x: Tensor) -> Tensor:
+    """x_hat: the residual x (B, T, D) with mean 0 and variance 1, which all half-layers read."""
+    return F.layer_norm(x, x.shape[-1:], eps=network.epsilon)
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

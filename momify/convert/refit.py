@@ -1,35 +1,63 @@
-"""What stays makes up for what goes, in closed form: output projections refitted to the source's own residual.
+"""What stays and what stands in make up for what goes, in closed form, from the source's own residual.
 
 When half-layers are left out, the ones behind them read a residual that they were not trained on. Walking through the
-network once, each kept module's output projection (attention's out, feed-forward's down) is set to the ridge regression
-from its own features, as they are in the compressed model, to what brings the residual to the source's at that depth.
-Nothing is added: same parameters, same MACs. The ridge pulls towards the original weights: little text, little change.
+network once, half-step by half-step, on the residual that the compressed model has there:
+
+- a kept module's output projection (attention's out, feed-forward's down) is set to the ridge regression from its own
+  features to what brings the residual to the source's at that depth: nothing is added, and the ridge pulls towards the
+  original weights (little text, little change);
+- the patch of a removed half-layer is the best map of its rank from x_hat to what is still missing then; where a token
+  may choose between a module and the patch, the best map to what the module adds.
+
+What is missing is told by the place of the next half-step that runs a module: a kept module with removed ones behind it
+makes up for those too, and a patch for what remains (docs/log.md: better than leaving it to the patch).
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 
 import torch
-from scipy.linalg import lu_factor, lu_solve
 from torch import Tensor
 
 from momify.convert.homes import HomePlan
 from momify.convert.importance import KINDS, Progress
 from momify.convert.layers import Layers
-from momify.convert.network import Network, embed, half_layer_features, output_projection
+from momify.convert.network import Network, embed, half_features, half_weights, normalised
+from momify.convert.regression import Factors, Moments
+from momify.convert.stand_ins import StandIns
 
 BATCH_TOKENS = 4096  # features of so many tokens at once, fewer where they are wide
 FEATURE_VALUES = 1 << 23  # 32 MB in float32
 RESIDUAL_BYTES = 400 << 20  # the source's and ours, all tokens
-_ROWS = 1024  # of a moment matrix, summed at once
 
 
 @dataclass(frozen=True)
 class Half:
     """One half-step of the plan: the source half-layer whose place it takes, and the one that it runs."""
 
+    step: int
+    kind: str
     position: int | None  # source half-layer (2 layer + kind) at whose place it stands; None for an added step
-    runs: int  # source half-layer whose module is its home
+    runs: int | None  # source half-layer whose module is its home; None for SKIP
     alone: bool  # whether no other half-step runs that module
+    patched: bool  # whether SKIP is in reach and adds a patch
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How the walk fits; `ridge` is relative to the mean variance of the features."""
+
+    ridge: float = 1e-3
+    modules: bool = True  # whether kept modules are refitted, besides what stands in
+    in_place: bool = False  # write into the network's own layers, which gives the same and takes less memory
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Layers of which some are refitted, and the low-rank maps of single steps."""
+
+    layers: Layers
+    stand_ins: StandIns = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -37,36 +65,29 @@ def refit(
     network: Network,
     plan: HomePlan,
     tokens: Tensor,
-    ridge: float = 1e-3,
+    fitting: Fitting | None = None,
     progress: Progress | None = None,
-    in_place: bool = False,
-) -> Layers:
-    """The network's layers with the output projections of kept modules refitted on `tokens` (S, T) int64.
+) -> Fitted:
+    """Fit on `tokens` (S, T) int64 what the plan keeps of the network, and what stands in for the rest.
 
     A module that several steps share, or that stands at another layer's place, keeps its weights; so does every module
-    in front of the first removed half-layer. `ridge` is relative to the mean variance of the features. `in_place`
-    writes into the network's own layers: the source has passed a module for good when it is refitted, so the result
-    is the same.
+    in front of the first removed half-layer.
     """
-    at_once = min(BATCH_TOKENS, FEATURE_VALUES // network.layers.up_bias.shape[1])
-    batches = tokens.split(max(1, at_once // tokens.shape[1]))
-    states = [embed(network.frame, batch) for batch in batches]  # the source's residual, (B, T, D) each
-    ours = [state.clone() for state in states]
-    layers, halves = network.layers if in_place else with_own_outputs(network.layers), half_steps(plan)
-    place, drifted = 0, False
+    fitting = fitting or Fitting()
+    halves = half_steps(plan)
+    walk = _Walk(network, plan, tokens, fitting)
     for index, half in enumerate(halves):
-        goal = _goal(halves, index, 2 * plan.num_layers)
-        if goal is not None:
-            drifted |= goal - place > 1  # something between the last half-step and this one's goal is left out
-            for passed in range(place, goal):
-                _advance(network, network.layers, passed, states)
-            place = goal
-        if drifted and goal is not None and half.alone and half.runs == half.position:
-            _refit_one(network, layers, half.runs, list(zip(ours, states, strict=True)), ridge)
-        _advance(network, layers, half.runs, ours)
+        walk.take(half, _goal(halves, index, 2 * plan.num_layers))
         if progress is not None:
             progress(index + 1, len(halves))
-    return layers
+    return Fitted(walk.layers, walk.stand_ins)
+
+
+def has_to_fit(plan: HomePlan, fitting: Fitting) -> bool:
+    """Whether `refit` would change or find anything."""
+    halves = half_steps(plan)
+    as_the_source = [half.runs for half in halves] == list(range(2 * plan.num_layers))
+    return any(half.patched for half in halves) or (fitting.modules and not as_the_source)
 
 
 def most_tokens(width: int) -> int:
@@ -74,81 +95,111 @@ def most_tokens(width: int) -> int:
     return RESIDUAL_BYTES // (2 * 4 * width)
 
 
-def with_own_outputs(layers: Layers) -> Layers:
-    """`layers` with output projections of its own, which may be written to."""
-    names = ("out_weight", "out_bias", "down_weight", "down_bias")
-    with torch.inference_mode(False):  # they become parameters
-        return replace(layers, **{name: getattr(layers, name).clone() for name in names})
-
-
 def half_steps(plan: HomePlan) -> list[Half]:
-    """The half-steps that run a module at home, in the order of execution."""
+    """The half-steps that add something, a module at home or a patch, in the order of execution."""
     found = []
     for step, layer in enumerate(plan.step_layers):
         for offset, kind in enumerate(KINDS):
             home = plan.home_layer(kind, step)
-            if home is not None:
-                found.append((None if layer is None else 2 * layer + offset, 2 * home + offset))
-    runs = [half for _, half in found]
-    return [Half(position, half, runs.count(half) == 1) for position, half in found]
+            position = None if layer is None else 2 * layer + offset
+            patched = step in plan.patched(kind)
+            if home is not None or patched:
+                found.append(Half(step, kind, position, None if home is None else 2 * home + offset, True, patched))
+    runs = [half.runs for half in found]
+    return [replace(half, alone=runs.count(half.runs) == 1) for half in found]
+
+
+def own_layers(layers: Layers) -> Layers:
+    """A copy of `layers` that may be written to."""
+    with torch.inference_mode(False):  # they become parameters
+        return Layers(*(getattr(layers, part.name).clone() for part in fields(layers)))
 
 
 def _goal(halves: list[Half], index: int, end: int) -> int | None:
-    """How many source half-layers the residual behind a half-step stands for: all up to the next one's place."""
+    """How many source half-layers the residual behind a half-step stands for: all up to the next module's place."""
     if halves[index].position is None:
         return None
-    return next((half.position for half in halves[index + 1 :] if half.position is not None), end)
+    later = [half.position for half in halves[index + 1 :] if half.position is not None and half.runs is not None]
+    return later[0] if later else end
 
 
-def _advance(network: Network, layers: Layers, half: int, residuals: list[Tensor]) -> None:
-    """Add what half-layer `half` of `layers` makes of each residual (B, T, D) to it, in place."""
-    weight, bias = output_projection(layers, half)
-    for x in residuals:
-        x += half_layer_features(network, half, x) @ weight + bias
+class _Walk:
+    """The source's residual and the compressed model's, on the way through both."""
 
+    def __init__(self, network: Network, plan: HomePlan, tokens: Tensor, fitting: Fitting) -> None:
+        at_once = min(BATCH_TOKENS, FEATURE_VALUES // network.layers.up_bias.shape[1])
+        batches = tokens.split(max(1, at_once // tokens.shape[1]))
+        self.network, self.fitting, self.rank = network, fitting, plan.patch_rank
+        self.layers = network.layers if fitting.in_place else own_layers(network.layers)
+        self.states = [embed(network.frame, batch) for batch in batches]  # the source's residual, (B, T, D) each
+        self.ours = [state.clone() for state in self.states]
+        self.place, self.drifted = 0, False
+        self.stand_ins: dict[tuple[str, int], Factors] = {}
 
-def _refit_one(network: Network, layers: Layers, half: int, pairs: list[tuple[Tensor, Tensor]], ridge: float) -> None:
-    """Let `half` of `layers` map its features of our residual to what is missing to the source's, in place."""
-    weight, bias = output_projection(layers, half)
-    moments = Moments(weight)
-    for x, state in pairs:
-        moments.add(half_layer_features(network, half, x).flatten(0, 1), (state - x).flatten(0, 1))
-    fitted_weight, fitted_bias = moments.solve(weight, ridge)
-    weight.copy_(fitted_weight)
-    bias.copy_(fitted_bias)
+    def take(self, half: Half, goal: int | None) -> None:
+        """Fit and run one half-step; `goal`: how many source half-layers the residual behind it stands for."""
+        if goal is not None:
+            # something is left out between the last half-step and this one's goal, or is not what was there
+            self.drifted |= goal - self.place > 1 or half.runs != half.position
+            self._advance_source(goal)
+        if half.runs is None:
+            self._stand_in(half, goal)
+        else:
+            self._run(half, goal)
 
+    def _advance_source(self, goal: int) -> None:
+        for half in range(self.place, goal):
+            weights = half_weights(self.network.layers, half)
+            for x in self.states:
+                x += half_features(self.network, half, weights, x).matmul(weights.out).add_(weights.out_bias)
+        self.place = goal
 
-class Moments:
-    """Sums for a ridge regression Y ~ X W + b over batches of rows, in float64."""
+    def _stand_in(self, half: Half, goal: int | None) -> None:
+        """The patch in a removed half-layer's place; an added step's adds nothing yet."""
+        if goal is None:
+            return
+        width = self.ours[0].shape[-1]
+        moments = Moments(width, width)
+        for x, state in self._pairs():
+            moments.add(normalised(self.network, x).flatten(0, 1), (state - x).flatten(0, 1))
+        patch = self._patch(half, moments)
+        for x in self.ours:
+            x += normalised(self.network, x) @ patch.weight_in @ patch.weight_out + patch.bias
 
-    def __init__(self, weight: Tensor) -> None:
-        """`weight` (F, D) says how many features and outputs there are."""
-        features, outputs = weight.shape
-        self.rows = 0
-        self.x, self.y = torch.zeros(features).double(), torch.zeros(outputs).double()
-        self.xx, self.xy = torch.zeros(features, features).double(), torch.zeros(features, outputs).double()
+    def _run(self, half: Half, goal: int | None) -> None:
+        """A module at home: refitted where that can be, and its patch beside it."""
+        assert half.runs is not None
+        own = half.alone and half.runs == half.position
+        if self.fitting.modules and self.drifted and own and goal is not None:
+            self._refit(half.runs)
+        weights, width = half_weights(self.layers, half.runs), self.ours[0].shape[-1]
+        moments = Moments(width, width) if half.patched else None
+        for x in self.ours:
+            update = half_features(self.network, half.runs, weights, x).matmul(weights.out).add_(weights.out_bias)
+            if moments is not None:
+                moments.add(normalised(self.network, x).flatten(0, 1), update.flatten(0, 1))
+            x += update
+        if moments is not None:
+            self._patch(half, moments)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add rows x (n, F) and y (n, D)."""
-        self.rows += x.shape[0]
-        self.x += x.sum(0, dtype=torch.float64)
-        self.y += y.sum(0, dtype=torch.float64)
-        # a batch's product in its own precision, a piece at a time; the sum over batches in float64
-        for part, xx, xy in zip(x.split(_ROWS, 1), self.xx.split(_ROWS), self.xy.split(_ROWS), strict=True):
-            xx += part.T @ x
-            xy += part.T @ y
+    def _patch(self, half: Half, moments: Moments) -> Factors:
+        """The patch of a half-step, from the sums over x_hat and what it stands in for."""
+        nothing = self.ours[0].new_zeros(moments.xy.shape)
+        patch = moments.solve_low_rank(nothing, nothing, self.rank, self.fitting.ridge)
+        self.stand_ins[f"{half.kind}_patch", half.step] = patch
+        return patch
 
-    def solve(self, prior: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """W (F, D), b (D,) that minimise |Y - X W - b|^2 / n + ridge v |W - prior|^2; v: mean variance of a feature.
+    def _refit(self, half: int) -> None:
+        """Let `half` map its features of our residual to what is missing to the source's, in place."""
+        weights = half_weights(self.layers, half)
+        moments = Moments(*weights.out.shape)
+        for x, state in self._pairs():
+            features = half_features(self.network, half, weights, x)
+            moments.add(features.flatten(0, 1), (state - x).flatten(0, 1))
+        out, out_bias = moments.solve(weights.out, self.fitting.ridge)
+        weights.out.copy_(out)
+        weights.out_bias.copy_(out_bias)
 
-        Uses up the sums: at 1.5 G parameters F x F values in float64 are 328 MB.
-        """
-        mean_x, mean_y = self.x / self.rows, self.y / self.rows
-        covariance = self.xx.div_(self.rows).addr_(mean_x, mean_x, alpha=-1)
-        cross = self.xy.div_(self.rows).addr_(mean_x, mean_y, alpha=-1)
-        strength = ridge * covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        covariance.diagonal().add_(strength)
-        cross += strength * prior.double()
-        factor = lu_factor(covariance.numpy().T, overwrite_a=True, check_finite=False)  # in place, as its columns lie
-        weight = torch.from_numpy(lu_solve(factor, cross.numpy(), overwrite_b=True, check_finite=False))
-        return weight.to(prior.dtype), (mean_y - mean_x @ weight).to(prior.dtype)
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Our residual and the source's, batch by batch."""
+        return zip(self.ours, self.states, strict=True)

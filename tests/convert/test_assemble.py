@@ -156,7 +156,7 @@ def test_routers_start_at_home_or_as_drawn(make_gpt2, save_gpt2, logits, ids):
     source = open_source(save_gpt2(make_gpt2()))
     home = convert(source, full_plan(4))
     random = choose_homes(gone_from(REMOVED), Request(mha=2, ffn=3, modules_per_token=2, init="random"))
-    drawn, again, other = (convert(source, random, seed=seed) for seed in (5, 5, 6))
+    drawn, again, other = (convert(source, random, routers=RouterSettings(seed=seed)) for seed in (5, 5, 6))
     assert all(not p.any() for name, p in home.named_parameters() if name.endswith("_router.weight"))
     first, second, third = (
         {name: p for name, p in model.named_parameters() if "_router." in name} for model in (drawn, again, other)

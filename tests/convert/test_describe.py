@@ -102,3 +102,21 @@ def test_costs_before_and_after(tell):
     assert costs["MACs, 48 tokens"][1:4] == (f"{before / 1e6:.3g} M", f"{after / 1e6:.3g} M", f"{after / before:.2f}x")
     assert costs["KV bytes per token (16 bit)"][1:] == ("512", "256", "0.50x", "--mha-steps")
     assert costs["parameters"][4] == "--mha --ffn"
+
+
+def test_what_stands_in_is_told_with_its_costs(tell):
+    told = tell(reach="home", patch_rank=3)
+    patches = [line for line in told.lines if line.startswith("patches")]
+    numbers, total = 3 * (2 * 32 * 3 + 32), 2 * 4224 + 3 * 8352 + 61 * 32 + 48 * 32 + 2 * 32
+    whole = 2 * (4 * 32 * 32 + 2 * 48 * 32) + 3 * 2 * 32 * 128 + 32 * 61 + 3 * 2 * 32 * 3
+    assert patches == [
+        f"patches of rank 3 at 2 attention and 1 feed-forward steps: {numbers} parameters "
+        f"({numbers / (total + numbers):.1%}), {3 * 2 * 32 * 3 / whole:.1%} of the MACs"
+    ]
+    assert [row[1] for row in told.rows] == ["kept", "removed, patched", "removed, patched", "kept"]
+    changed = tell(reach="home", mha_steps=4, step_rank=2)
+    assert [row[1] for row in changed.rows] == [
+        "kept, changed", "removed, runs 0's, changed", "removed, runs 3's, changed", "kept, changed",
+    ]  # fmt: skip
+    assert any(line.startswith("changes to shared modules of rank 2 at 4 attention and 0") for line in changed.lines)
+    assert not any("rank" in line for line in tell(reach="home").lines)
