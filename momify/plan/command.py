@@ -30,6 +30,8 @@ def plan(
     reach: Annotated[
         str | None, typer.Option(help="What a running step may choose: all, skip, home; home where K is 1 if left out.")
     ] = None,
+    patch_rank: Annotated[int, typer.Option(min=0, help="Rank of what SKIP adds in a removed half's place.")] = 0,
+    step_rank: Annotated[int, typer.Option(min=0, help="Rank of each step's change to a module it shares.")] = 0,
     budget: Annotated[
         str | None, typer.Option(help="Search instead: flops<=0.84,kv<=0.5,params<=0.75, as parts of the source's.")
     ] = None,
@@ -53,7 +55,10 @@ def plan(
         return
     if (mha is None) != (ffn is None) or (mha is None and given.request is None):
         raise MomifyError(f"a plan for {model} needs both --mha and --ffn, or --budget to search for them")
-    request = given.request if mha is None else Request(mha, ffn, depth, top_k, mha_steps, ffn_steps, reach=reach)
+    request = given.request
+    if mha is not None:
+        ranks = {"patch_rank": patch_rank, "step_rank": step_rank}
+        request = Request(mha, ffn, depth, top_k, mha_steps, ffn_steps, reach=reach, **ranks)
     made = make_plan(given, request, speed)
     if as_json:
         typer.echo(json.dumps(made.to_dict(), indent=2))

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from momify.convert.homes import HomePlan, Request, check_request, choose_homes
+from momify.errors import MomifyError
 from momify.measure.activations import Call, activation_bytes
 from momify.measure.cost import (
     HalfStep,
@@ -40,6 +41,9 @@ class _Unmeasured:
 def planned_shape(dense: Shape, request: Request) -> Shape:
     """The shape of the MoM that `request` makes of a source. Raises MomifyError for what it cannot give."""
     check_request(request, dense.steps)
+    for name, rank in (("patch_rank", request.patch_rank), ("step_rank", request.step_rank)):
+        if not 0 <= rank <= dense.width:
+            raise MomifyError(f"{name} is {rank}; use 0 (none) to {dense.width}, the source's width")
     return mom_shape(dense, choose_homes(_Unmeasured(dense.steps), request))
 
 
@@ -51,6 +55,8 @@ def mom_shape(dense: Shape, plan: HomePlan) -> Shape:
         picks=plan.modules_per_token,
         mha=Pool(len(plan.mha_layers), plan.mha_homes, plan.mha_reach),
         ffn=Pool(len(plan.ffn_layers), plan.ffn_homes, plan.ffn_reach),
+        patch_rank=plan.patch_rank,
+        step_rank=plan.step_rank,
     )
 
 
@@ -116,7 +122,9 @@ def most_usage(shape: Shape, tokens: int) -> tuple[HalfStep, ...]:
     for step in range(shape.steps):
         for kind in ("mha", "ffn"):
             pool = shape.pool(kind)
-            modules = [choice for choice in pool.reach[step] if choice != pool.modules]
-            rows = min(shape.picks, len(modules)) * tokens
-            usage.append(HalfStep(step, kind, rows, queries=tokens if rows and kind == "mha" else 0))
+            picks = min(shape.picks, len(pool.reach[step]))
+            modules = min(picks, len(pool.reach[step]) - pool.skips(step))
+            queries = tokens if modules and kind == "mha" else 0
+            skipped = tokens if modules < picks and shape.patched(kind, step) else 0
+            usage.append(HalfStep(step, kind, modules * tokens, queries=queries, skipped=skipped))
     return tuple(usage)

@@ -15,7 +15,8 @@ from momify.plan.show import as_json, command
 from momify.plan.training import DEVICES, UTILISATION, TrainingCost, micro_batch_that_fits, training_cost
 from momify.recipe import TrainBlock, load_recipe
 
-REQUEST_KEYS = ("mha", "ffn", "depth", "modules_per_token", "mha_steps", "ffn_steps", "init", "reach")
+REQUEST_KEYS = ("mha", "ffn", "depth", "modules_per_token", "mha_steps", "ffn_steps", "init", "reach",
+                "patch_rank", "step_rank")  # fmt: skip
 
 
 @dataclass(frozen=True)

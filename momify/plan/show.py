@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from momify.plan.make import Plan
 
 HEAD = ("", "source", "MoM", "change", "set by")
-FLAGS = "pool: --mha --ffn; steps: --mha-steps --ffn-steps --depth; K: --top-k"
+FLAGS = "pool: --mha --ffn; steps: --mha-steps --ffn-steps --depth; K: --top-k; a little: --patch-rank --step-rank"
 SEARCH_HEAD = ("mha", "ffn", "mha-steps", "ffn-steps", "K", "depth", "params", "KV", "FLOPs at most")
 
 
@@ -77,6 +77,8 @@ def command(model: str, request: Request, layers: int) -> str:
     for flag, steps in (("--mha-steps", request.mha_steps), ("--ffn-steps", request.ffn_steps)):
         words += [] if steps is None else [flag, steps]
     words += [] if request.reach is None else ["--reach", request.reach]
+    for flag, rank in (("--patch-rank", request.patch_rank), ("--step-rank", request.step_rank)):
+        words += [flag, rank] if rank else []
     words += [] if request.init == "home" else ["--init", request.init]
     return shlex.join(map(str, words))
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from momify.measure.cost import Shape, dense_macs, mom_macs, parameters, planned_usage
+from momify.measure.cost import KINDS, Kind, Shape, dense_macs, mom_macs, parameters, planned_usage
 from momify.recipe import TrainBlock
 
 FLOAT = 4
@@ -110,12 +110,23 @@ def training_activations(mom: Shape, rows: int, settings: TrainBlock) -> int:
     """Bytes that n = `rows` tokens keep for the backward pass, the losses' own among them.
 
     An attention half keeps its input, the normalised input, q, k, v and the output, a feed-forward half the first two
-    and its inner activations; in bf16 most of them take half a float.
+    and its inner activations; in bf16 most of them take half a float. A patch keeps the rows that it is given and those
+    between its factors, a delta these only.
     """
     saved, d, steps = SAVED[settings.precision], mom.width, []
     for step in range(mom.steps):
         attention = saved.attention + saved.sorted_attention * mom.mha.routed(step)
         forward = (saved.forward + saved.sorted_forward * mom.ffn.routed(step)) * d + saved.inner * mom.inner
-        steps.append(attention * d * mom.mha.runs(step) + forward * mom.ffn.runs(step))
+        parts = sum(_small_parts(mom, kind, step, saved) for kind in KINDS)
+        steps.append(attention * d * mom.mha.runs(step) + forward * mom.ffn.runs(step) + parts)
     kept = len(steps) * mom.width + max(steps) if settings.gradient_checkpointing else sum(steps)
     return int(FLOAT * rows * (kept + LOGITS * mom.vocab))
+
+
+def _small_parts(mom: Shape, kind: Kind, step: int, saved: Saved) -> float:
+    """Floats of a row that a step's patch and delta keep; where nothing runs, a patch its half's input as well."""
+    kept = 2 * mom.step_rank if mom.adapted(kind, step) else 0
+    if mom.patched(kind, step):
+        rows = saved.sorted_forward if mom.pool(kind).runs(step) else saved.forward
+        kept += rows * mom.width + mom.patch_rank
+    return kept

@@ -93,6 +93,7 @@ REQUESTS = [
     Request(2, 3, depth=6, modules_per_token=2, ffn_steps=5),
     Request(2, 2, reach="skip", mha_steps=3, ffn_steps=2),
     Request(2, 2, init="random"),
+    Request(2, 3, mha_steps=4, patch_rank=5, step_rank=3),
 ]
 
 

@@ -37,6 +37,8 @@ def random_request(draw: random.Random, layers: int) -> Request:
             mha_steps=draw.choice([None, draw.randint(1, layers)]),
             ffn_steps=draw.choice([None, draw.randint(1, layers)]),
             reach=reach,
+            patch_rank=draw.choice([0, 3]),
+            step_rank=draw.choice([0, 5]),
         )
         try:
             check_request(request, layers)
@@ -72,6 +74,10 @@ def test_plan_is_what_report_measures(make_gpt2: MakeGpt2, tmp_path: Path, seed:
     model = model.float()
 
     assert planned.parameters["total"] == sum(parameter.numel() for parameter in model.parameters())
+    for part in ("patches", "deltas"):
+        word = {"patches": "_patch.", "deltas": "_delta."}[part]
+        named = [p.numel() for name, p in model.named_parameters() if word in name]
+        assert planned.parameters[part] == sum(named)
     assert planned.weight_bytes["bfloat16"] == memory.weight_bytes
     masks = sum(half.masks_keys for half in half_steps(model.config))  # a byte a token: whether its key may be seen
     assert planned.kv_bytes_per_token == memory.kv_bytes_per_token == memory.kv_bytes_per_token_measured - masks
@@ -99,7 +105,7 @@ def test_the_most_is_what_running_everything_costs(make_gpt2: MakeGpt2, tmp_path
     """Routers that never skip and always disagree with SKIP: added steps run too."""
     make_gpt2().save_pretrained(tmp_path)
     source = open_source(tmp_path)
-    request = Request(mha=2, ffn=3, depth=6)
+    request = Request(mha=2, ffn=3, depth=6, patch_rank=2)
     model = assemble(source, network_of(source), choose_homes(random_importance(random.Random(0), 4), request))
     with torch.no_grad():
         for router in (model.model.mha_router, model.model.ffn_router):
@@ -107,3 +113,22 @@ def test_the_most_is_what_running_everything_costs(make_gpt2: MakeGpt2, tmp_path
     planned = figures_of(planned_shape(dense_shape(source.config.to_dict(), "x"), request), tokens=12)
     ids = torch.zeros(1, 12, dtype=torch.long)
     assert planned.macs < planned.macs_at_most == closed_form(model, ids).total
+
+
+@pytest.mark.parametrize("wrong", [{"patch_rank": 17}, {"step_rank": -1}], ids=str)
+def test_a_rank_that_no_map_needs(wrong: dict) -> None:
+    dense = dense_shape({"n_layer": 3, "n_embd": 16, "vocab_size": 50, "n_positions": 16}, "x")
+    with pytest.raises(MomifyError, match=r"_rank is (17|-1); use 0 \(none\) to 16, the source's width"):
+        planned_shape(dense, Request(2, 2, **wrong))
+
+
+def test_a_patch_costs_a_little_and_a_step_more() -> None:
+    """A step without attention: bare, with a patch, with another step's module, and that changed by a delta."""
+    dense = dense_shape({"n_layer": 3, "n_embd": 16, "vocab_size": 50, "n_positions": 16}, "x")
+    requests = [Request(2, 3), Request(2, 3, patch_rank=4), Request(2, 3, mha_steps=3),
+                Request(2, 3, mha_steps=3, patch_rank=4, step_rank=4)]  # fmt: skip
+    bare, patched, reused, adapted = (figures_of(planned_shape(dense, request), tokens=8) for request in requests)
+    assert patched.macs - bare.macs == patched.parts["patches"] == 8 * 2 * 16 * 4
+    assert patched.kv_bytes == bare.kv_bytes < reused.kv_bytes == adapted.kv_bytes
+    assert adapted.macs - reused.macs == adapted.parts["deltas"] == 8 * 2 * 4 * (16 + 48 + 16 + 16)
+    assert adapted.parameters["patches"] == 0, "nothing skips"

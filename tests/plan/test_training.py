@@ -13,6 +13,8 @@ from momify.recipe import TrainBlock
 from momify.train.losses import distillation_loss, next_token_loss
 
 FIXED = {f"{kind}_{what}": [[s % 3] for s in range(6)] for kind in ("mha", "ffn") for what in ("reach",)}
+PARTS = {**FIXED, "mha_reach": [[3], [1], [3], [0], [3], [2]], "mha_homes": [3, 1, 3, 0, 3, 2],
+         "patch_rank": 16, "step_rank": 16}  # fmt: skip
 
 
 def alive(model: MomForCausalLM, ids: torch.Tensor, bf16: bool) -> int:
@@ -29,7 +31,7 @@ def alive(model: MomForCausalLM, ids: torch.Tensor, bf16: bool) -> int:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("changes", [{}, FIXED], ids=["routed", "fixed"])
+@pytest.mark.parametrize("changes", [{}, FIXED, PARTS, {"patch_rank": 16}], ids=["routed", "fixed", "parts", "patches"])
 @pytest.mark.parametrize("vocab", [50, 2000])
 def test_activations(changes: dict, vocab: int, precision: str) -> None:
     config = MomConfig(
