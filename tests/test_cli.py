@@ -164,6 +164,10 @@ def test_convert_eval_report_export_generate(there: Path, momify: Momify) -> Non
     assert report["perplexity"]["mom_trained"] is None
     assert momify("export", "c", "--out", "elsewhere").code == 0
     assert (there / "elsewhere" / "config.json").exists()
+    done = momify("export", "c", "--format", "gpt2", "--out", "plain")
+    assert (done.code, done.err) == (0, ""), done.err
+    assert "3 GPT-2 layers run 2 attention and 3 feed-forward halves" in done.out
+    assert momify("generate", "plain", "--tokens", 5).code == 0
     one, two = (momify("generate", "c", "--prompt", "def ", "--tokens", 5, "--seed", 3) for _ in range(2))
     assert one.out == two.out
     assert one.out.startswith("def ")
