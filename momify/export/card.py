@@ -57,7 +57,7 @@ def gpt2_card(written: Written, provenance: Json, report: Json | None = None) ->
         "## Use",
         fenced(_USE_GPT2, "python"),
         "## Cost",
-        table(["", "as a MoM", "here"], written.rows()),
+        table(written.head(), written.rows()),
         "\n".join(f"- {line}" for line in written.lines()),
         _origin(source, provenance),
     ]

@@ -43,7 +43,8 @@ def export_gpt2(
     check_patches(stored.config, layers)
     config = gpt2_config(stored.config, len(layers))
     check_target(model_folder, target)
-    written, record = Written(stored.config, config, layers), provenance(model_folder, "gpt2")
+    record = provenance(model_folder, "gpt2")
+    written = Written(stored.config, config, layers, _source_layers(record))
     model = build_gpt2(stored, config, layers)
     with whole_folder(target) as folder:
         with disk_errors(target, (SafetensorError,)):
@@ -66,6 +67,13 @@ def _open(folder: Path) -> StoredMom:
     if isinstance(kinds, list) and "MomForSequenceClassification" in kinds:
         raise MomifyError(f"{folder} holds a classifier; --format gpt2 writes language models, use --format mom")
     return open_mom(folder)
+
+
+def _source_layers(record: Json) -> int | None:
+    """Layers of the source, as the conversion recorded its plan."""
+    plan = record.get("plan")
+    layers = plan.get("num_layers") if isinstance(plan, dict) else None
+    return layers if isinstance(layers, int) and 0 < layers < 1 << 16 else None
 
 
 def gpt2_config(config: MomConfig, layers: int) -> GPT2Config:

@@ -17,6 +17,13 @@ class Written:
     mom: MomConfig
     gpt2: GPT2Config
     layers: tuple[Layer, ...]
+    source_layers: int | None = None
+    """Layers of the GPT-2 that the MoM was made from, where that is known."""
+
+    @property
+    def source(self) -> GPT2Config | None:
+        """The shape of the GPT-2 that the MoM was made from."""
+        return self.source_layers and GPT2Config(**{**self.gpt2.to_dict(), "n_layer": self.source_layers})
 
     @property
     def halves(self) -> list[HalfStep]:
@@ -42,9 +49,7 @@ class Written:
     @property
     def macs(self) -> tuple[float, float]:
         """Multiply-adds of the MoM and of the GPT-2."""
-        length = self.mom.n_positions
-        usage = planned_usage(self.mom, 1, length)  # exact: nothing chooses
-        return mom_macs(self.mom, 1, length, usage).total, dense_macs(self.gpt2, 1, length).total
+        return _macs(self.mom, self.mom.n_positions), _macs(self.gpt2, self.mom.n_positions)
 
     @property
     def idle_macs(self) -> float:
@@ -58,20 +63,23 @@ class Written:
         """Bytes of KV cache, per token in 16 bit, that the GPT-2 keeps for attentions of zeros."""
         return kv_bytes_per_token(self.gpt2) * self.without_attention / len(self.layers)
 
+    def head(self) -> list[str]:
+        """What the columns of `rows` are."""
+        return ["", *(["source"] if self.source else []), "as a MoM", "here"]
+
     def rows(self) -> list[list[str]]:
-        """What it costs as a MoM and as a GPT-2."""
-        macs = self.macs
-        counts = [parameters(config).total for config in (self.mom, self.gpt2)]
-        cache = [kv_bytes_per_token(config) for config in (self.mom, self.gpt2)]
+        """What it costs as the source, where that is known, as a MoM, and as a GPT-2."""
+        configs = [config for config in (self.source, self.mom, self.gpt2) if config]
+        length = self.mom.n_positions
         return [
-            ["parameters", *map(amount, counts)],
-            [f"MACs, {self.mom.n_positions} tokens", *map(amount, macs)],
-            ["KV cache per token, 16 bit", *map(size, cache)],
+            ["parameters", *(amount(parameters(config).total) for config in configs)],
+            [f"MACs, {length} tokens", *(amount(_macs(config, length)) for config in configs)],
+            ["KV cache per token, 16 bit", *(size(kv_bytes_per_token(config)) for config in configs)],
         ]
 
     def changes(self) -> str:
         """The rows as one line."""
-        return "; ".join(f"{name}: {before} -> {after}" for name, before, after in self.rows())
+        return "; ".join(f"{name}: {' -> '.join(numbers)}" for name, *numbers in self.rows())
 
     def lines(self) -> list[str]:
         """Sentences: what it came to, and which part of that no half-step of the MoM asked for."""
@@ -81,6 +89,8 @@ class Written:
         if patches := sum(map(is_patch, self.halves)):
             rank = self.mom.patch_rank
             lines.append(f"{patches} patches of rank {rank} are feed-forward halves: each costs as much as a module")
+        if self.source and self.macs[1] >= _macs(self.source, self.mom.n_positions):
+            lines.append("as a plain GPT-2 it computes no less than its source did: --format mom keeps what was saved")
         return lines
 
     def _packed(self) -> str:
@@ -98,3 +108,8 @@ class Written:
             f"{empty} halves are zeros, which add nothing and are computed all the same: {amount(self.idle_macs)} of "
             f"the {amount(total)} MACs, {size(self.idle_cache)} of the {size(cache)} of KV cache"
         ]
+
+
+def _macs(config: MomConfig | GPT2Config, tokens: int) -> float:
+    """Multiply-adds of one sequence; `planned_usage` is exact where nothing chooses."""
+    return mom_macs(config, 1, tokens, planned_usage(config, 1, tokens)).total

@@ -185,6 +185,7 @@ def test_what_lies_in_the_folder_and_what_is_said(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "training_args.bin", "evil.py"):
         (tmp_path / "model" / name).write_text("{}")
     record = {"source": {"model": "gpt2-large", "sha256": "ab" * 32}, "trained": {"steps": 7, "tokens": 70}}
+    record["plan"] = {"num_layers": 4}
     (tmp_path / "model" / "momify.json").write_text(json.dumps(record))
     lines: list[str] = []
     target = export_gpt2(tmp_path / "model", tmp_path / "export", None, lines.append)

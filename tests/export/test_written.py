@@ -1,5 +1,7 @@
 """What writing a MoM as a GPT-2 costs: the sums hold to the digit, parameters are those of the real models."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2LMHeadModel
@@ -44,6 +46,18 @@ def test_sentences() -> None:
     assert f"computed all the same: {idle / 1000:.1f} k of the" in zeros
     assert zeros.endswith("64 B of the 256 B of KV cache")  # 2 x 16 values of 2 bytes in each of 4 layers
     assert again.startswith("2 halves run a module that an earlier one has")
+
+
+def test_the_source_stands_beside_where_it_is_known() -> None:
+    """A patch in each attention's place: six feed-forward halves, where the source has three."""
+    cheap, dear = write([0, 1], [0, 1]), write([2, 2, 2], [0, 1, 0], patch_rank=2)
+    cheap, dear = replace(cheap, source_layers=3), replace(dear, source_layers=3)
+    assert [len(row) for row in (cheap.head(), *cheap.rows())] == [4] * 4
+    assert not any("source" in line for line in cheap.lines())
+    assert dear.lines()[-1].endswith("--format mom keeps what was saved")
+    source = GPT2LMHeadModel(dear.source)
+    assert source.config.n_layer == 3
+    assert dear.changes().startswith(f"parameters: {source.num_parameters() / 1000:.2f} k -> ")
 
 
 def test_nothing_is_said_of_what_is_not_there() -> None:
