@@ -16,6 +16,7 @@ from momify.convert.importance import Importance, measure_importance
 from momify.convert.kept_losses import kept_losses
 from momify.convert.network import Network
 from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit
+from momify.convert.routers import FIT_TOKENS, RouterFit, fit_routers
 from momify.convert.source import open_source, read_config
 from momify.data.blocks import TokenData, load_tokens
 from momify.data.documents import Corpus, read_corpus
@@ -26,6 +27,7 @@ from momify.export.gpt2 import export_gpt2
 from momify.export.mom import export_mom
 from momify.files import read_json, whole_folder, write_text
 from momify.measure.paths import Paths, leave_one_out, trace_paths
+from momify.model import MomForCausalLM
 from momify.models import load_dense, load_model, load_mom, load_teacher, locate, read_provenance, write_model
 from momify.processes import count, first_then_others, is_first
 from momify.recipe import DataBlock, MomBlock, Recipe, Scratch, TrainBlock
@@ -176,12 +178,14 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     show_removals(removal_rows(plan, importance, source.config, target), f"{source.name} -> {run.folder.name}", screen)
     fitted = fit_parts(network, plan, text, screen)
     model = assemble(source, replace(network, layers=fitted.layers), plan, routers=routers, stand_ins=fitted.stand_ins)
+    routing = {} if recipe.mom.budget is None else {"routing": route(model, text, screen).to_dict()}
     provenance = {
         "source": {"model": recipe.source.model or str(run.source), "sha256": source.sha256},
         "recipe": recipe.model_dump(),
         "versions": versions(),
         "plan": plan.to_dict(),
         "importance": importance.to_dict(),
+        **routing,
         "trained": {"steps": 0, "tokens": 0},
     }
     write_model(run.model, model, tokenizer, provenance)
@@ -234,6 +238,19 @@ def fit_parts(network: Network, plan: HomePlan, text: CalibrationText, screen: S
     return fitted
 
 
+def route(model: MomForCausalLM, text: CalibrationText, screen: Screen) -> RouterFit:
+    """Fit the routers of `model`, in place, so that tokens spend the recipe's budget."""
+    recipe = text.recipe
+    with screen.progress("fitting routers") as progress:
+        tokens = text.tokens(FIT_TOKENS)
+        found = fit_routers(model, tokens, recipe.mom.budget, recipe.run.seed, progress)
+    screen.say(
+        f"fitted routers on {tokens.numel():,} tokens: {found.share:.1%} of the reachable MACs are spent "
+        f"(router_threshold {found.threshold:.3f})"
+    )
+    return found
+
+
 def show_removals(removals: Removals, title: str, screen: Screen) -> None:
     """In plain words and as tables: what goes, and what that saves."""
     for line in removals.lines:
@@ -246,7 +263,8 @@ def request_of(mom: MomBlock) -> Request:
     """The conversion that a recipe's mom block asks for."""
     names = ("mha", "ffn", "depth", "modules_per_token", "mha_steps", "ffn_steps", "init", "reach", "patch_rank",
              "step_rank")  # fmt: skip
-    return Request(**{name: getattr(mom, name) for name in names})
+    request = Request(**{name: getattr(mom, name) for name in names})
+    return request if mom.budget is None else replace(request, reach="skip")
 
 
 def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Stopped | None:

@@ -209,6 +209,18 @@ class MomBlock(Block):
     """Rank of each step's own change to a module that several static steps share, at most the width; 0: none."""
     skipped_keys: Literal["home", "masked"] = "home"
     """A token that skips attention: its key and value kept for the others, or masked."""
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Routers fitted in closed form to spend this share of the reachable MACs (head left out), token by token, on each
+    half-step's home or its SKIP; null: no fit. Implies reach skip."""
+
+    @model_validator(mode="after")
+    def _routable(self) -> "MomBlock":
+        if self.budget is not None:
+            if self.reach not in (None, "skip"):
+                raise ValueError(f"budget chooses between home and SKIP, not reach {self.reach}; use reach skip")
+            if self.modules_per_token > 1 or self.init == "random":
+                raise ValueError("budget needs modules_per_token 1 and init home; change them, or leave budget out")
+        return self
 
 
 class DataBlock(Block):

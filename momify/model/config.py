@@ -61,6 +61,7 @@ class MomConfig(PreTrainedConfig):
     router_hidden: int = 0
     home_bias: float = 4.0
     router_explore: float = 0.0
+    router_threshold: float = 0.0
     skipped_keys: str = "home"
     patch_rank: int = 0
     step_rank: int = 0
@@ -146,6 +147,7 @@ class MomConfig(PreTrainedConfig):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} is 0; use a number above 0")
         _check_real("home_bias", self.home_bias)
+        _check_real("router_threshold", self.router_threshold)
         if self.activation_function not in ACT2FN:
             raise ValueError(
                 f"activation_function {self.activation_function!r} is unknown; use one of transformers.ACT2FN"

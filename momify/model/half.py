@@ -14,6 +14,7 @@ from .layout import HalfStep
 from .low_rank import AdaptedStack, StepMap, patch_skipped
 from .outputs import RoutingRecord
 from .picking import Choosing, Picks, pick
+from .plan import static_plan
 from .pool import Stack
 from .router import StepRouter
 
@@ -46,15 +47,36 @@ class Report:
 
 def run_half(x: Tensor, half: HalfStep, shared: Pass) -> tuple[Tensor | None, Report]:
     """What one half-step adds to x (n, D), None for nothing; and what it leaves for the outputs."""
-    # without the affine part: each module's own is folded into its input projection
-    x_hat = F.layer_norm(x, x.shape[-1:], eps=shared.epsilon)
+    x_hat = normalise(x, shared)
     router = None if half.route is None else shared.routers[half.kind][half.route]
-    picks = pick(x_hat, half, router, shared.choosing)
+    return execute(x_hat, half, pick(x_hat, half, router, shared.choosing), shared)
+
+
+def normalise(x: Tensor, shared: Pass) -> Tensor:
+    """x_hat of x (n, D), without the affine part: each module's own is folded into its input projection."""
+    return F.layer_norm(x, x.shape[-1:], eps=shared.epsilon)
+
+
+def execute(x_hat: Tensor, half: HalfStep, picks: Picks, shared: Pass) -> tuple[Tensor | None, Report]:
+    """What one half-step adds for normalised tokens x_hat (n, D) that picked `picks`; see `run_half`."""
     y, report = (_attend if half.kind == "mha" else _feed)(x_hat, half, picks, shared)
     if half.patch is not None:
         patch = patch_skipped(x_hat, half, picks, shared.patches[half.kind][half.patch], shared.backend)
         y = patch if y is None else y if patch is None else y + patch
     return y, report
+
+
+def home_update(x_hat: Tensor, half: HalfStep, shared: Pass) -> Tensor:
+    """What the home module of `half`, no SKIP, adds for x_hat (n, D) if every token goes there: (n, D)."""
+    picks = Picks(static_plan(half.home, half.skip, x_hat.shape[0]))
+    y, _ = execute(x_hat, half.at_home(), picks, shared)
+    assert y is not None
+    return y
+
+
+def patch_update(x_hat: Tensor, half: HalfStep, shared: Pass) -> Tensor:
+    """What SKIP adds at `half` for x_hat (n, D) if every token takes it: (n, D), zeros without a patch."""
+    return torch.zeros_like(x_hat) if half.patch is None else shared.patches[half.kind][half.patch].apply(x_hat)
 
 
 def _attend(x_hat: Tensor, half: HalfStep, picks: Picks, shared: Pass) -> tuple[Tensor | None, Report]:

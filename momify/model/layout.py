@@ -1,6 +1,6 @@
 """Which half-steps a model executes, in order: the tables of a config, read once when a model is built."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import Kind, MomConfig
 
@@ -32,6 +32,11 @@ class HalfStep:
     def routed(self) -> bool:
         """Whether tokens choose here."""
         return self.route is not None
+
+    def at_home(self) -> "HalfStep":
+        """The same half-step without a choice: every token runs the home module."""
+        alone = (self.home,)
+        return replace(self, reach=alone, route=None, key_home=None, masks_keys=False, patch=None)
 
 
 def half_steps(config: MomConfig) -> tuple[HalfStep, ...]:

@@ -144,6 +144,14 @@ class MomModel(MomPreTrainedModel):
             routing=tuple(record(r, embeds) for r in reports) if output_router_logits else None,
         )
 
+    def begin(self, input_ids: Tensor) -> tuple[Tensor, Pass]:
+        """The residual (n, D) before the first half-step, and what all of `half_steps` share; no cache, no padding.
+
+        For running a model half-step by half-step (`half.run_half`), as conversion does.
+        """
+        embeds = self.wte(input_ids)
+        return self._embed(embeds, None, None, None).flatten(0, 1), self._prepare(embeds, None, None, None)
+
     def _wants(self, asked: bool | None, name: str) -> bool:
         return bool(getattr(self.config, name, False) if asked is None else asked)
 
@@ -204,7 +212,10 @@ class MomModel(MomPreTrainedModel):
         return Pass(
             scene=scene,
             choosing=Choosing(config.modules_per_token, config.router_tau, explore, backend),
-            routers=_slices(self.mha_router, self.ffn_router),
+            routers={
+                kind: () if router is None else router(config.router_threshold)
+                for kind, router in (("mha", self.mha_router), ("ffn", self.ffn_router))
+            },
             ffn=(self.ffn.up(), self.ffn.down()),
             patches=_slices(self.mha_patch, self.ffn_patch),
             deltas=_slices(self.mha_delta, self.ffn_delta),

@@ -56,8 +56,14 @@ class Router(nn.Module):
         rows[torch.arange(len(self.homes)), torch.tensor(self.homes)] = home_bias
         return rows
 
-    def forward(self) -> tuple[StepRouter, ...]:
-        """The routers one by one, S of them. Read here, so that sharding hooks see the parameters."""
+    def forward(self, threshold: float = 0.0) -> tuple[StepRouter, ...]:
+        """The routers one by one, S of them; `threshold` is added to the logits of SKIP.
+
+        Read here, so that sharding hooks see the parameters.
+        """
+        bias = self.bias
+        if threshold:
+            bias = bias + threshold * (torch.arange(self.choices, device=bias.device) == self.choices - 1)
         inner = [(None, None)] * len(self.homes)
         if self.w_in is not None and self.b_in is not None:
             inner = list(zip(self.w_in.unbind(0), self.b_in.unbind(0), strict=True))
@@ -65,7 +71,7 @@ class Router(nn.Module):
             StepRouter(weight, bias, closed if len(reach) < self.choices else None, *hidden)
             for weight, bias, closed, reach, hidden in zip(
                 self.weight.unbind(0),
-                self.bias.unbind(0),
+                bias.unbind(0),
                 self.closed.unbind(0),
                 self.reach,
                 inner,

@@ -1,0 +1,259 @@
+"""Run or patch, token by token: what a router can win over leaving half-layers out for good, before any training.
+
+Every module is kept; a half-step's SKIP has a patch (`mom.patch_rank`), fitted on the residuals that the compressed
+model has there. For each pair of shares of attention and feed-forward work that is skipped: whole half-layers (static),
+random tokens, the tokens whose patch costs least (oracle: not to be had, as it runs the module to know), those that a
+fitted router picks (momify/convert/routers.py). Ratios are perplexities over the source's on held-out blocks, float32.
+
+    python benchmarks/routing.py --source builtin:demo --data builtin:demo
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from momify.convert.assemble import RouterSettings, assemble, network_of
+from momify.convert.homes import Request, choose_homes
+from momify.convert.importance import Importance, measure_importance
+from momify.convert.network import Network
+from momify.convert.routers import Line, fit_line, fit_patch
+from momify.convert.source import Source, open_source
+from momify.convert.walk import Fork, halves, split, walk
+from momify.data.blocks import load_tokens
+from momify.data.tokenizer import load_tokenizer
+from momify.measure.stakes import Place, loss_metrics, stakes
+from momify.model import MomForCausalLM
+from momify.model.layout import HalfStep
+from momify.models import locate
+from momify.recipe import DataBlock
+
+SHARES = ((0.25, 0.25), (0.5, 0.25), (0.5, 0.5))
+KINDS = ("mha", "ffn")
+_WALKS = 4  # until the thresholds and what they change have found each other
+_TURNS = 2
+
+
+@dataclass
+class Policy:
+    """Who skips: tokens whose score lies below their kind's threshold. Subclasses say what the score is."""
+
+    model: MomForCausalLM
+    metrics: dict[Place, Tensor]
+    thresholds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, -math.inf))
+    scores: dict[Place, Tensor] = field(default_factory=dict)
+    lines: dict[Place, Line] = field(default_factory=dict)
+    quality: dict[Place, float] = field(default_factory=dict)  # R2 of log cost, of the last walk
+
+    def score(self, place: Place, fork: Fork) -> Tensor:
+        """(n,) what running is worth to the tokens before a half-step."""
+        raise NotImplementedError
+
+    def learn(self, place: Place, sights: list[Fork]) -> None:
+        """Fit to what is before the half-step; nothing where the score needs no fit."""
+
+    def choose(self, half: HalfStep, sights: list[Fork]) -> list[Tensor]:
+        """Score and compare."""
+        place = half.kind, half.step
+        scores = [self.score(place, fork) for fork in sights]
+        self.scores[place] = torch.cat(scores)
+        return [one < self.thresholds[half.kind] for one in scores]
+
+    def fit(self, half: HalfStep, sights: list[Fork]) -> list[Tensor]:
+        """Fit the patch to those who take it, and the score, in turns; then choose."""
+        skips = [torch.ones(len(fork.x), dtype=torch.bool) for fork in sights]
+        for _ in range(1 + _TURNS):
+            if sum(int(skip.sum()) for skip in skips) < 0.03 * sum(map(len, skips)):
+                break
+            fit_patch(self.model, half, sights, skips)
+            self.learn((half.kind, half.step), sights)
+            skips = self.choose(half, sights)
+        return skips
+
+    def cost(self, place: Place, fork: Fork) -> Tensor:
+        """(n,) nats that the patch in the module's place costs."""
+        return stakes(fork.patch - fork.home, fork.x, self.metrics[place])
+
+    def settle(self, shares: Sequence[float]) -> None:
+        """Thresholds at which these shares of each kind's tokens would have skipped in the last walk."""
+        for kind, share in zip(KINDS, shares, strict=True):
+            scores = torch.cat([one for place, one in self.scores.items() if place[0] == kind])
+            self.thresholds[kind] = float(scores.kthvalue(min(len(scores), int(share * len(scores)) + 1)).values)
+
+
+class Static(Policy):
+    """Whole half-layers: `gone` skip for all tokens."""
+
+    gone: frozenset[Place] = frozenset()
+
+    def score(self, place: Place, fork: Fork) -> Tensor:
+        return torch.full((len(fork.x),), -1.0 if place in self.gone else 1.0)
+
+    def settle(self, shares: Sequence[float]) -> None:
+        self.thresholds = dict.fromkeys(KINDS, 0.0)
+
+
+class Random(Policy):
+    """Random tokens of each half-step."""
+
+    def score(self, place: Place, fork: Fork) -> Tensor:
+        generator = torch.Generator().manual_seed(2 * place[1] + KINDS.index(place[0]))
+        return torch.rand(len(fork.x), generator=generator)
+
+
+class Oracle(Policy):
+    """The tokens whose patch costs least."""
+
+    def score(self, place: Place, fork: Fork) -> Tensor:
+        return self.cost(place, fork).log()
+
+
+class Routed(Policy):
+    """The tokens whose patch a linear router expects to cost least."""
+
+    def score(self, place: Place, fork: Fork) -> Tensor:
+        return self.lines[place](fork.x_hat)
+
+    def learn(self, place: Place, sights: list[Fork]) -> None:
+        x_hat, cost = torch.cat([f.x_hat for f in sights]), torch.cat([self.cost(place, f) for f in sights])
+        self.lines[place] = fit_line(x_hat, cost)
+
+    def choose(self, half: HalfStep, sights: list[Fork]) -> list[Tensor]:
+        place = half.kind, half.step
+        said, cost = (torch.cat([one(place, f) for f in sights]) for one in (self.score, self.cost))
+        errors = cost.log() - said
+        self.quality[place] = 1 - float(errors.var() / cost.log().var())
+        return super().choose(half, sights)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Blocks (S, T) to fit on and to judge on."""
+
+    fit: Tensor
+    judge: Tensor
+
+
+def measured(policy: Policy, shares: Sequence[float], texts: Texts) -> float:
+    """Held-out loss of a policy at these shares: fitted on one text, thresholds found on the other, without labels."""
+    for _ in range(_WALKS):
+        walk(policy.model, texts.fit, policy.fit)
+        policy.settle(shares)
+    walk(policy.model, texts.fit, policy.fit)
+    for _ in range(_WALKS):
+        walk(policy.model, texts.judge, policy.choose)
+        policy.settle(shares)
+    return loss(policy, texts.judge)
+
+
+@torch.inference_mode()
+def loss(policy: Policy, tokens: Tensor) -> float:
+    """Mean loss in nats per token of a walk over tokens (S, T)."""
+    model, total = policy.model, 0.0
+    for batch, x in zip(split(tokens), walk(model, tokens, policy.choose), strict=True):
+        logits = model.lm_head(model.model.ln_f(x)).unflatten(0, batch.shape)
+        part = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
+        total += float(part)
+    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+
+
+def make_model(source: Source, rank: int, skipped_keys: str = "home") -> MomForCausalLM:
+    """The source with all of its modules, each of which may be skipped for a patch of this rank."""
+    total = source.config.n_layer
+    plan = choose_homes(Importance.unmeasured(total), Request(total, total, reach="skip", patch_rank=rank))
+    return assemble(source, network_of(source), plan, routers=RouterSettings(skipped_keys=skipped_keys))
+
+
+def static_choices(source: Source, quotas: tuple[int, int], policy: Policy, texts: Texts) -> list[frozenset[Place]]:
+    """Half-layers to leave out: by greedy loss without them, and those whose patches cost least."""
+    network: Network = network_of(source)
+    importance = measure_importance(network, texts.fit[:16], quotas, "greedy")
+    greedy = frozenset((removal.kind, removal.layer) for removal in importance.removals)
+    costs: dict[Place, float] = {}
+
+    def note(half: HalfStep, sights: list[Fork]) -> list[Tensor]:
+        place = half.kind, half.step
+        fit_patch(policy.model, half, sights, [torch.ones(len(f.x), dtype=torch.bool) for f in sights])
+        costs[place] = float(torch.cat([policy.cost(place, f) for f in sights]).mean())
+        return [torch.zeros(len(f.x), dtype=torch.bool) for f in sights]
+
+    walk(policy.model, texts.fit, note)
+    cheapest = [
+        place
+        for kind, quota in zip(KINDS, quotas, strict=True)
+        for place in sorted((p for p in costs if p[0] == kind), key=costs.__getitem__)[:quota]
+    ]
+    return [greedy, frozenset(cheapest)]
+
+
+def best_static(
+    source: Source, rank: int, shares: Sequence[float], texts: Texts, metrics: dict[Place, Tensor]
+) -> float:
+    """Held-out loss of the better of two ways to choose half-layers, judged on the text that patches are fitted on."""
+    total, found = source.config.n_layer, []
+    quotas = (round(shares[0] * total), round(shares[1] * total))
+    model = make_model(source, rank)
+    for gone in static_choices(source, quotas, Static(model, metrics), texts):
+        policy = Static(model, metrics)
+        policy.gone = gone
+        policy.settle(shares)
+        walk(model, texts.fit, policy.fit)
+        found.append((loss(policy, texts.fit), loss(policy, texts.judge)))
+    return min(found)[1]
+
+
+def table(source: Source, rank: int, texts: Texts) -> None:
+    """Print the yardstick, row by row as it comes."""
+    model = make_model(source, rank)
+    metrics = loss_metrics(model, texts.fit)
+    nobody = Static(model, metrics)
+    nobody.settle(())
+    base = loss(nobody, texts.judge)
+    print(f"source: loss {base:.4f}; patches of rank {rank}; {texts.fit.numel():,} tokens to fit, "
+          f"{texts.judge.numel():,} to judge\n\n| skipped, attention / feed-forward | static | random | router | "
+          "oracle | router, keys masked | oracle, keys masked | of the way |\n"
+          "|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)  # fmt: skip
+    for shares in SHARES:
+        losses = {"static": best_static(source, rank, shares, texts, metrics)}
+        for name, kind, keys in (
+            ("random", Random, "home"), ("router", Routed, "home"), ("oracle", Oracle, "home"),
+            ("router masked", Routed, "masked"), ("oracle masked", Oracle, "masked"),
+        ):  # fmt: skip
+            policy = kind(make_model(source, rank, keys), metrics)
+            losses[name] = measured(policy, shares, texts)
+            if name == "router":
+                quality = policy.quality
+        way = (losses["static"] - losses["router"]) / (losses["static"] - losses["oracle"])
+        cells = [f"{math.exp(one - base):.3f}" for one in losses.values()]
+        print(f"| {shares[0]:.0%} / {shares[1]:.0%} | " + " | ".join([*cells, f"{way:.0%}"]) + " |", flush=True)
+    print("\nR2 of the router's log cost on the judged text, at the last shares:")
+    for kind in KINDS:
+        print(
+            f"  {kind}: " + " ".join(f"{quality[kind, half.step]:.2f}" for half in halves(model) if half.kind == kind)
+        )
+
+
+def main() -> None:
+    """Read the arguments and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="builtin:demo", help="hub name, folder or builtin:demo")
+    parser.add_argument("--data", nargs="+", default=["builtin:demo"])
+    parser.add_argument("--valid", nargs="+", help="held-out text; documents of --data if left out")
+    parser.add_argument("--block", type=int, default=256)
+    parser.add_argument("--rank", type=int, default=16, help="of the patches")
+    parser.add_argument("--fit-tokens", type=int, default=16_384)
+    parser.add_argument("--judge-tokens", type=int, default=16_384)
+    given = parser.parse_args()
+    folder = locate(given.source)
+    block = DataBlock(train=given.data, valid=given.valid, block_length=given.block)
+    data = load_tokens(block, load_tokenizer(folder))
+    judge = data.valid_tensor(given.judge_tokens)
+    judge = judge[: len(judge) // given.block * given.block].view(-1, given.block)
+    table(open_source(folder), given.rank, Texts(data.spread_blocks(given.fit_tokens // given.block), judge))
+
+
+if __name__ == "__main__":
+    main()

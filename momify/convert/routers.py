@@ -1,0 +1,178 @@
+"""Routers in closed form: run or patch, token by token, under a budget of MACs (`mom.budget`).
+
+At a half-step that may run its home or skip, a linear map of x_hat predicts the logarithm of what skipping would cost
+in nats (`measure/stakes.py`): ridge regression on the model's own residuals, then shifted so that the mean of the
+predictions is the mean of what is predicted. Less the logarithm of what skipping saves it becomes the logit of the
+home; SKIP's logit is 0. A token skips where that costs less than exp(config.router_threshold) nats for all of the
+reachable MACs: one number for all half-steps spends the budget where it matters most, and shifting it afterwards gives
+other budgets.
+
+A patch has to stand in for those who take it only: in turns it is fitted to the tokens that skip (reduced-rank ridge
+regression of what the module adds) and the router to what it then costs.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from momify.convert.regression import Moments
+from momify.convert.walk import Fork, forks, halves, walk
+from momify.errors import MomifyError
+from momify.measure.budget import Budget, budget_of, check_share, lift, spend
+from momify.measure.stakes import Place, loss_metrics, stakes
+from momify.model import MomForCausalLM
+from momify.model.layout import HalfStep
+
+FIT_TOKENS = 16_384
+_RIDGE = 1e-3
+_PATCH_RIDGE = 1e-2
+_FEWEST = 0.03  # share of the tokens that must skip for a patch to be fitted to them alone
+_TURNS = 2
+_FITS, _SETTLES = 3, 3  # walks in which routers and patches are fitted, and in which the threshold alone is
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RouterFit:
+    """What came of it on the tokens of the fit: the threshold, the share of the reachable MACs spent, who skips."""
+
+    threshold: float
+    share: float
+    skipping: dict[Place, float]  # share of the tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        skipping = {f"{kind}/{step}": share for (kind, step), share in self.skipping.items()}
+        return {"threshold": self.threshold, "share": self.share, "skipping": skipping}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A linear prediction of a logarithm."""
+
+    weight: Tensor  # (D,)
+    bias: float
+
+    def __call__(self, x_hat: Tensor) -> Tensor:
+        """(n, D) -> (n,)."""
+        return x_hat @ self.weight + self.bias
+
+
+def fit_line(x_hat: Tensor, cost: Tensor, ridge: float = _RIDGE) -> Line:
+    """The ridge regression of log cost (n,) on x_hat (n, D), shifted so that the mean of its exponential is the cost's.
+
+    Without the shift a half-step whose costs vary much would look too cheap: exp of a mean is below the mean of exp.
+    """
+    moments = Moments(x_hat.shape[1], 1)
+    moments.add(x_hat, cost.log()[:, None])
+    weight, bias = moments.solve(x_hat.new_zeros(x_hat.shape[1], 1), ridge)
+    line = Line(weight[:, 0], float(bias))
+    shift = cost.double().mean().log() - line(x_hat).double().exp().mean().log()
+    return replace(line, bias=line.bias + float(shift))
+
+
+def fit_routers(
+    model: MomForCausalLM, tokens: Tensor, share: float, seed: int = 0, progress: Progress | None = None
+) -> RouterFit:
+    """Fit the routers of `model` in place on tokens (S, T) int64 so that `share` of the reachable MACs is spent.
+
+    Only half-steps whose choices are home and SKIP are fitted, and their patches with them. The residuals are those
+    that the model has when it skips, so each walk uses the threshold of the one before. Raises MomifyError for a model
+    without such half-steps, and for a budget that skipping cannot reach.
+    """
+    places = [(half.kind, half.step) for half in halves(model) if forks(half)]
+    if not places:
+        raise MomifyError("no half-step chooses between its home and SKIP: convert with mom.reach=skip")
+    budget = budget_of(model.config, tokens.shape[1])
+    check_share(budget, share, places)
+    fitting = _Fitting(model, loss_metrics(model, tokens, seed), budget)
+    goal = budget.full - share
+    for number in range(_FITS + _SETTLES):
+        fitting.scores = {}
+        walk(model, tokens, fitting.fit if number < _FITS else fitting.judge)
+        fitting.settle(goal)
+        if progress is not None:
+            progress(number + 1, _FITS + _SETTLES)
+    write_routers(model, fitting.lines, fitting.threshold)
+    fitting.scores = {}
+    walk(model, tokens, fitting.judge)
+    skipping = fitting.skipping()
+    return RouterFit(fitting.threshold, budget.spent(skipping), skipping)
+
+
+class _Fitting:
+    """The routers so far, and what they said in the last walk."""
+
+    def __init__(self, model: MomForCausalLM, metrics: dict[Place, Tensor], budget: Budget) -> None:
+        self.model, self.metrics, self.budget = model, metrics, budget
+        self.threshold = -math.inf
+        self.lines: dict[Place, Line] = {}
+        self.scores: dict[Place, Tensor] = {}
+
+    def fit(self, half: HalfStep, sights: list[Fork]) -> list[Tensor]:
+        """Fit patch and router of a half-step to what is before it, in turns, then choose by it."""
+        skips = [torch.ones(len(fork.x), dtype=torch.bool, device=fork.x.device) for fork in sights]
+        for _ in range(1 + _TURNS):
+            if sum(int(skip.sum()) for skip in skips) < _FEWEST * sum(map(len, skips)):
+                break
+            fit_patch(self.model, half, sights, skips)
+            self._fit_line(half, sights)
+            skips = self.judge(half, sights)
+        return skips
+
+    def _fit_line(self, half: HalfStep, sights: list[Fork]) -> None:
+        place = half.kind, half.step
+        x_hat = torch.cat([fork.x_hat for fork in sights])
+        cost = torch.cat([stakes(fork.patch - fork.home, fork.x, self.metrics[place]) for fork in sights])
+        line = fit_line(x_hat, cost)
+        self.lines[place] = replace(line, bias=line.bias - math.log(self.budget.savings[half.kind]))
+
+    def judge(self, half: HalfStep, sights: list[Fork]) -> list[Tensor]:
+        """Choose by the router as it is."""
+        place = half.kind, half.step
+        scores = [self.lines[place](fork.x_hat) for fork in sights]
+        self.scores[place] = torch.cat(scores)
+        return [one < self.threshold for one in scores]
+
+    def settle(self, goal: float) -> None:
+        """The threshold that saves the goal by the last walk's scores; half-steps below their floor are lifted."""
+        savings = [self.budget.savings[kind] for kind, _ in self.scores]
+        self.threshold = spend(list(self.scores.values()), savings, goal)
+        for place, scores in self.scores.items():
+            line = self.lines[place]
+            self.lines[place] = replace(line, bias=line.bias + lift(scores, self.threshold))
+
+    def skipping(self) -> dict[Place, float]:
+        """The share of the tokens that skips, by half-step, in the last walk."""
+        return {place: float((scores < self.threshold).float().mean()) for place, scores in self.scores.items()}
+
+
+@torch.no_grad()
+def fit_patch(model: MomForCausalLM, half: HalfStep, sights: list[Fork], skips: list[Tensor]) -> None:
+    """Fit the half-step's patch, where it has one, to what its home adds to the tokens of `skips`, in place."""
+    if half.patch is None:
+        return
+    patches, width = model.model.mha_patch if half.kind == "mha" else model.model.ffn_patch, model.config.hidden_size
+    moments = Moments(width, width)
+    for fork, skip in zip(sights, skips, strict=True):
+        moments.add(fork.x_hat[skip], fork.home[skip])
+    nothing = fork.x.new_zeros(width, width)
+    fitted = moments.solve_low_rank(nothing, nothing, model.config.patch_rank, _PATCH_RIDGE)
+    for name in ("weight_in", "weight_out", "bias"):
+        getattr(patches, name)[half.patch] = getattr(fitted, name)
+
+
+@torch.no_grad()
+def write_routers(model: MomForCausalLM, lines: dict[Place, Line], threshold: float) -> None:
+    """Give a model these predictions as the logits of its homes, 0 for SKIP, and the threshold."""
+    for (kind, step), line in lines.items():
+        router = model.model.mha_router if kind == "mha" else model.model.ffn_router
+        row, home = model.config.routed(kind).index(step), model.config.homes(kind)[step]
+        assert router.w_in is None, "conversion makes linear routers"
+        router.weight[row], router.bias[row] = 0.0, 0.0
+        router.weight[row, :, home], router.bias[row, home] = line.weight, line.bias
+    model.config.router_threshold = threshold
