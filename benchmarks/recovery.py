@@ -55,6 +55,14 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "12 -> 3 attention modules at 6 steps, all 12 feed-forward",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6}},
     ),
+    "few_mha_delta": (
+        "the same, each step with its own change of rank 16",
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16}},
+    ),
+    "few_mha_delta_32": (
+        "the same, of rank 32",
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 32}},
+    ),
     "few_mha": ("12 -> 3 attention modules, all 12 feed-forward: momify's default", {"mom": {"mha": 3, "ffn": 12}}),
 }  # fmt: skip
 

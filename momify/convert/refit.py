@@ -7,22 +7,24 @@ network once, half-step by half-step, on the residual that the compressed model 
   features to what brings the residual to the source's at that depth: nothing is added, and the ridge pulls towards the
   original weights (little text, little change);
 - the patch of a removed half-layer is the best map of its rank from x_hat to what is still missing then; where a token
-  may choose between a module and the patch, the best map to what the module adds.
+  may choose between a module and the patch, the best map to what the module adds;
+- a module that several steps share gets a low-rank change of its own at each of them: of its input projection towards
+  the layer that the step replaces, with heads or neurons aligned, and of its output projection to what is missing.
 
 What is missing is told by the place of the next half-step that runs a module: a kept module with removed ones behind it
 makes up for those too, and a patch for what remains (docs/log.md: better than leaving it to the patch).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
+from momify.convert.align import aligned
 from momify.convert.homes import HomePlan
 from momify.convert.importance import KINDS, Progress
 from momify.convert.layers import Layers
-from momify.convert.network import Network, embed, half_features, half_weights, normalised
+from momify.convert.network import HalfWeights, Network, embed, half_features, half_weights, normalised
 from momify.convert.regression import Factors, Moments
 from momify.convert.stand_ins import StandIns
 
@@ -41,6 +43,7 @@ class Half:
     runs: int | None  # source half-layer whose module is its home; None for SKIP
     alone: bool  # whether no other half-step runs that module
     patched: bool  # whether SKIP is in reach and adds a patch
+    adapted: bool  # whether the module has a low-rank change of this step's own
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ def refit(
 ) -> Fitted:
     """Fit on `tokens` (S, T) int64 what the plan keeps of the network, and what stands in for the rest.
 
-    A module that several steps share, or that stands at another layer's place, keeps its weights; so does every module
-    in front of the first removed half-layer.
+    A module that several steps share, or that stands at another layer's place, keeps its own weights; so does every
+    module in front of the first removed half-layer.
     """
     fitting = fitting or Fitting()
     halves = half_steps(plan)
@@ -87,7 +90,7 @@ def has_to_fit(plan: HomePlan, fitting: Fitting) -> bool:
     """Whether `refit` would change or find anything."""
     halves = half_steps(plan)
     as_the_source = [half.runs for half in halves] == list(range(2 * plan.num_layers))
-    return any(half.patched for half in halves) or (fitting.modules and not as_the_source)
+    return any(half.patched or half.adapted for half in halves) or (fitting.modules and not as_the_source)
 
 
 def most_tokens(width: int) -> int:
@@ -104,7 +107,8 @@ def half_steps(plan: HomePlan) -> list[Half]:
             position = None if layer is None else 2 * layer + offset
             patched = step in plan.patched(kind)
             if home is not None or patched:
-                found.append(Half(step, kind, position, None if home is None else 2 * home + offset, True, patched))
+                runs, adapted = None if home is None else 2 * home + offset, step in plan.adapted(kind)
+                found.append(Half(step, kind, position, runs, True, patched, adapted))
     runs = [half.runs for half in found]
     return [replace(half, alone=runs.count(half.runs) == 1) for half in found]
 
@@ -129,7 +133,7 @@ class _Walk:
     def __init__(self, network: Network, plan: HomePlan, tokens: Tensor, fitting: Fitting) -> None:
         at_once = min(BATCH_TOKENS, FEATURE_VALUES // network.layers.up_bias.shape[1])
         batches = tokens.split(max(1, at_once // tokens.shape[1]))
-        self.network, self.fitting, self.rank = network, fitting, plan.patch_rank
+        self.network, self.fitting, self.plan = network, fitting, plan
         self.layers = network.layers if fitting.in_place else own_layers(network.layers)
         self.states = [embed(network.frame, batch) for batch in batches]  # the source's residual, (B, T, D) each
         self.ours = [state.clone() for state in self.states]
@@ -160,7 +164,7 @@ class _Walk:
             return
         width = self.ours[0].shape[-1]
         moments = Moments(width, width)
-        for x, state in self._pairs():
+        for x, state in zip(self.ours, self.states, strict=True):
             moments.add(normalised(self.network, x).flatten(0, 1), (state - x).flatten(0, 1))
         patch = self._patch(half, moments)
         for x in self.ours:
@@ -170,9 +174,11 @@ class _Walk:
         """A module at home: refitted where that can be, and its patch beside it."""
         assert half.runs is not None
         own = half.alone and half.runs == half.position
-        if self.fitting.modules and self.drifted and own and goal is not None:
-            self._refit(half.runs)
         weights, width = half_weights(self.layers, half.runs), self.ours[0].shape[-1]
+        if half.adapted and goal is not None:
+            weights = self._adapt(half, weights)
+        elif self.fitting.modules and self.drifted and own and goal is not None:
+            self._refit(half.runs, weights)
         moments = Moments(width, width) if half.patched else None
         for x in self.ours:
             update = half_features(self.network, half.runs, weights, x).matmul(weights.out).add_(weights.out_bias)
@@ -185,21 +191,46 @@ class _Walk:
     def _patch(self, half: Half, moments: Moments) -> Factors:
         """The patch of a half-step, from the sums over x_hat and what it stands in for."""
         nothing = self.ours[0].new_zeros(moments.xy.shape)
-        patch = moments.solve_low_rank(nothing, nothing, self.rank, self.fitting.ridge)
+        patch = moments.solve_low_rank(nothing, nothing, self.plan.patch_rank, self.fitting.ridge)
         self.stand_ins[f"{half.kind}_patch", half.step] = patch
         return patch
 
-    def _refit(self, half: int) -> None:
+    def _refit(self, half: int, weights: HalfWeights) -> None:
         """Let `half` map its features of our residual to what is missing to the source's, in place."""
-        weights = half_weights(self.layers, half)
-        moments = Moments(*weights.out.shape)
-        for x, state in self._pairs():
-            features = half_features(self.network, half, weights, x)
-            moments.add(features.flatten(0, 1), (state - x).flatten(0, 1))
-        out, out_bias = moments.solve(weights.out, self.fitting.ridge)
+        out, out_bias = self._missing(half, weights).solve(weights.out, self.fitting.ridge)
         weights.out.copy_(out)
         weights.out_bias.copy_(out_bias)
 
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Our residual and the source's, batch by batch."""
-        return zip(self.ours, self.states, strict=True)
+    def _adapt(self, half: Half, base: HalfWeights) -> HalfWeights:
+        """A shared module as it is at one step: its projections plus low-rank changes, towards the layer replaced."""
+        assert half.position is not None
+        name = f"{half.kind}_delta"
+        own, rank = half_weights(self.network.layers, half.position), self.plan.step_rank
+        if half.position != half.runs:
+            own = aligned(own, base, None if half.position % 2 else self.network.num_heads)
+        elif not self.drifted:
+            return base  # as it was in the source
+        into = self._inputs().truncated(own.into - base.into, own.into_bias - base.into_bias, rank)
+        changed = replace(base, into=base.into + into.product(), into_bias=base.into_bias + into.bias)
+        out = self._missing(half.position, changed).solve_low_rank(base.out, own.out, rank, self.fitting.ridge)
+        out = replace(out, bias=out.bias - base.out_bias)
+        inner, outer = ("up", "down") if half.position % 2 else ("qkv", "out")
+        self.stand_ins[f"{name}.{inner}", half.step] = into
+        self.stand_ins[f"{name}.{outer}", half.step] = out
+        return replace(changed, out=base.out + out.product(), out_bias=base.out_bias + out.bias)
+
+    def _inputs(self) -> Moments:
+        """Sums over x_hat of our residual alone."""
+        moments = Moments(self.ours[0].shape[-1], 0)
+        for x in self.ours:
+            rows = normalised(self.network, x).flatten(0, 1)
+            moments.add(rows, rows[:, :0])
+        return moments
+
+    def _missing(self, half: int, weights: HalfWeights) -> Moments:
+        """Sums over the features of our residual, and over what is missing from it to the source's."""
+        moments = Moments(*weights.out.shape)
+        for x, state in zip(self.ours, self.states, strict=True):
+            features = half_features(self.network, half, weights, x)
+            moments.add(features.flatten(0, 1), (state - x).flatten(0, 1))
+        return moments

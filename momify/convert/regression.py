@@ -7,6 +7,7 @@ from scipy.linalg import lu_factor, lu_solve
 from torch import Tensor
 
 _ROWS = 1024  # of a moment matrix, summed at once
+_LOST = 1e-14  # a squared singular value below this share of the largest is rounding
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,10 @@ class Factors:
     weight_in: Tensor  # A (F, r)
     weight_out: Tensor  # B (r, D)
     bias: Tensor  # c (D,)
+
+    def product(self) -> Tensor:
+        """A B (F, D)."""
+        return self.weight_in @ self.weight_out
 
 
 class Moments:
@@ -58,6 +63,21 @@ class Moments:
         weight_in, weight_out = balanced(change @ directions, directions.T)
         bias = self._bias(weight_in @ weight_out + base)
         return Factors(*(part.to(prior.dtype) for part in (weight_in, weight_out, bias)))
+
+    def truncated(self, weight: Tensor, bias: Tensor, rank: int) -> Factors:
+        """The map of that rank nearest to x -> x W + b over the rows x that were added, W (F, D), b (D,).
+
+        The SVD of C^(1/2) W with the covariance C of x, by the smaller of its Gram matrices. Where C is 0, so is A B.
+        """
+        mean, wide = self.x / self.rows, weight.double()
+        values, vectors = torch.linalg.eigh((self.xx / self.rows).addr_(mean, mean, alpha=-1))
+        scaled = (vectors * values.clamp_min(0).sqrt()).T @ wide  # (F, D)
+        squares, left = (part.flip(-1)[..., :rank] for part in torch.linalg.eigh(scaled @ scaled.T))
+        length = torch.where(squares > _LOST * squares[0], squares, torch.inf).sqrt()  # singular values; inf: none
+        right = (scaled.T @ left) / length  # (D, r)
+        weight_in, weight_out = balanced(wide @ right, right.T)
+        rest = bias + mean @ (wide - weight_in @ weight_out)
+        return Factors(*(part.to(weight.dtype) for part in (weight_in, weight_out, rest)))
 
     def _normal_equations(self, prior: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """M (F, F) and R (F, D) of M W = R, in the memory of the sums."""

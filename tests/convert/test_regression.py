@@ -109,3 +109,22 @@ def test_terms_are_balanced_and_nothing_is_lost() -> None:
     assert torch.allclose(a.norm(dim=0), b.norm(dim=1))
     assert not a[:, 1].any()
     assert not b[1].any()
+
+
+@pytest.mark.parametrize(("features", "outputs"), [(6, 15), (9, 4)])
+def test_truncation_is_the_svd_of_what_the_map_gives(features: int, outputs: int) -> None:
+    x, weight, bias = torch.randn(80, features).double() * torch.arange(1, features + 1), torch.randn(
+        features, outputs).double(), torch.randn(outputs).double()  # fmt: skip
+    x += 3
+    moments = moments_of(x, x[:, :0])
+    given = x @ weight + bias
+    for rank in (1, 3, min(features, outputs)):
+        found = moments.truncated(weight, bias, rank)
+        left, values, right = torch.linalg.svd(given - given.mean(0), full_matrices=False)
+        expected = (left[:, :rank] * values[:rank]) @ right[:rank] + given.mean(0)
+        assert torch.allclose(x @ product(found) + found.bias, expected, atol=1e-8)
+    assert torch.allclose(product(found), weight, atol=1e-8)
+    assert torch.allclose(found.bias, bias, atol=1e-8)
+    nothing = moments.truncated(torch.zeros_like(weight), bias, 2)
+    assert not product(nothing).any()
+    assert torch.equal(nothing.bias, bias)
