@@ -65,7 +65,7 @@ class Written:
 
     def head(self) -> list[str]:
         """What the columns of `rows` are."""
-        return ["", *(["source"] if self.source else []), "as a MoM", "here"]
+        return ["", *(["source"] if self.source else []), "MoM", "GPT-2"]
 
     def rows(self) -> list[list[str]]:
         """What it costs as the source, where that is known, as a MoM, and as a GPT-2."""
@@ -79,7 +79,9 @@ class Written:
 
     def changes(self) -> str:
         """The rows as one line."""
-        return "; ".join(f"{name}: {' -> '.join(numbers)}" for name, *numbers in self.rows())
+        _, *names = self.head()
+        rows = [(what, ", ".join(map(" ".join, zip(names, numbers, strict=True)))) for what, *numbers in self.rows()]
+        return "; ".join(f"{what}: {each}" for what, each in rows)
 
     def lines(self) -> list[str]:
         """Sentences: what it came to, and which part of that no half-step of the MoM asked for."""

@@ -57,7 +57,7 @@ def test_the_source_stands_beside_where_it_is_known() -> None:
     assert dear.lines()[-1].endswith("--format mom keeps what was saved")
     source = GPT2LMHeadModel(dear.source)
     assert source.config.n_layer == 3
-    assert dear.changes().startswith(f"parameters: {source.num_parameters() / 1000:.2f} k -> ")
+    assert dear.changes().startswith(f"parameters: source {source.num_parameters() / 1000:.2f} k, MoM ")
 
 
 def test_nothing_is_said_of_what_is_not_there() -> None:
