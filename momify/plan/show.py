@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from momify.plan.make import Plan
 
 HEAD = ("", "source", "MoM", "change", "set by")
-FLAGS = "pool: --mha --ffn; steps: --mha-steps --ffn-steps --depth; K: --top-k; a little: --patch-rank --step-rank"
+FLAGS = "pool: --mha --ffn; steps: --mha-steps --ffn-steps --depth; K: --top-k; small parts: --patch-rank --step-rank"
 SEARCH_HEAD = ("mha", "ffn", "mha-steps", "ffn-steps", "K", "depth", "params", "KV", "FLOPs at most")
 
 
