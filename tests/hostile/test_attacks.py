@@ -202,6 +202,7 @@ def test_tensor_larger_than_its_data_is_refused(dense: Path) -> None:
     [
         {"num_steps": 10**9}, {"num_mha_modules": 10**9, "mha_reach": None, "mha_homes": None}, {"vocab_size": 10**15},
         {"hidden_size": 2**27, "intermediate_size": 2**28}, {"n_positions": 2**28}, {"router_hidden": 2**28},
+        {"patch_rank": 2**28}, {"step_rank": "2"}, {"patch_rank": -1}, {"patch_rank": 8, "step_rank": 8},
         {"num_steps": 60_000, "num_ffn_modules": 60_000, "ffn_reach": None, "ffn_homes": None},
     ],
 )  # fmt: skip

@@ -132,7 +132,7 @@ PAIR = {"document": "One. Two three.", "summary": "Two", "id": "1", "more": {"a"
 
 def check_xsum(place: Path) -> None:
     data = read_xsum(place)
-    for pair in (*data.train.pairs, *data.scored.pairs):
+    for pair in (*data.train.examples, *data.scored.examples):
         assert pair.document.strip()
         assert pair.summary.strip()
     assert len(data.sha256) == 64
