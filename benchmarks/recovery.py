@@ -63,6 +63,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "the same, of rank 32",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 32}},
     ),
+    "few_mha_merged": (
+        "the same, no changes, modules start as the mean of their layers",
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "merge": True}},
+    ),
     "few_mha": ("12 -> 3 attention modules, all 12 feed-forward: momify's default", {"mom": {"mha": 3, "ffn": 12}}),
 }  # fmt: skip
 

@@ -106,6 +106,9 @@ def convert(
     step_rank: Annotated[
         int, typer.Option(min=0, help="Rank of each step's own change to a module that steps share; 0: none.")
     ] = 0,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="A module that steps share starts as the mean of their layers, aligned.")
+    ] = False,
     budget: Annotated[
         float | None,
         typer.Option(help="Routers that spend this share of the MACs, token by token, on modules or patches; none."),
@@ -129,7 +132,7 @@ def convert(
 
     mom = {"mha": mha, "ffn": ffn, "depth": depth, "modules_per_token": top_k, "mha_steps": mha_steps,
            "ffn_steps": ffn_steps, "reach": reach, "init": init, "patch_rank": patch_rank,
-           "step_rank": step_rank, "budget": budget}  # fmt: skip
+           "step_rank": step_rank, "merge": merge, "budget": budget}  # fmt: skip
     length = context_length(model, revision, screen)
     data = {
         "run": {"name": name or f"{Path(model.replace(':', '-')).name}-{mha}x{ffn}", "seed": seed},

@@ -14,8 +14,9 @@ from momify.convert.describe import COST_HEAD, Removals, removal_rows
 from momify.convert.homes import HomePlan, Request, check_request, choose_homes, removal_quotas
 from momify.convert.importance import Importance, measure_importance
 from momify.convert.kept_losses import kept_losses
+from momify.convert.merge import shared_modules
 from momify.convert.network import Network
-from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit
+from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit, unfitted
 from momify.convert.routers import FIT_TOKENS, RouterFit, fit_routers
 from momify.convert.source import open_source, read_config
 from momify.data.blocks import TokenData, load_tokens
@@ -227,9 +228,13 @@ def fit_parts(network: Network, plan: HomePlan, text: CalibrationText, screen: S
     Left as it is where nothing goes, and where homes mean nothing (init random).
     """
     mom = text.recipe.mom
-    fitting = Fitting(modules=mom.refit_modules, in_place=True)
-    if not mom.refit_tokens or plan.init == "random" or not has_to_fit(plan, fitting):
+    fitting = Fitting(modules=mom.refit_modules, merge=mom.merge, in_place=True)
+    if plan.init == "random":
         return Fitted(network.layers)
+    if mom.merge:
+        screen.say(f"{len(shared_modules(plan))} modules start as the mean of the layers that they stand for, aligned")
+    if not mom.refit_tokens or not has_to_fit(plan, fitting):
+        return unfitted(network, plan, fitting)
     with screen.progress("fitting what stays and what stands in") as progress:
         tokens = text.tokens(min(mom.refit_tokens, most_tokens(network.frame.wte.shape[1])))
         fitted = refit(network, plan, tokens, fitting, progress)

@@ -207,6 +207,9 @@ class MomBlock(Block):
     """Rank of the linear patch that SKIP adds in a removed half-layer's place, at most the source's width; 0: none."""
     step_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of each step's own change to a module that several static steps share, at most the width; 0: none."""
+    merge: bool = False
+    """true: a module that several steps share starts as the mean of the layers that it stands for, heads and neurons
+    aligned, instead of one of them."""
     skipped_keys: Literal["home", "masked"] = "home"
     """A token that skips attention: its key and value kept for the others, or masked."""
     budget: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -215,6 +215,18 @@ def test_convert_puts_patches_in_the_place_of_what_goes(there: Path, momify: Mom
     assert patched.num_parameters() - bare.num_parameters() == 3 * (2 * 32 * 4 + 32)
 
 
+def test_convert_lets_a_shared_module_differ_or_starts_it_as_a_mean(there: Path, momify: Momify) -> None:
+    asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
+    told = momify(*asked, "--step-rank", 2, "--merge", "--name", "changed")
+    assert (told.code, told.err) == (0, ""), told.err
+    assert "changes to shared modules of rank 2 at" in told.out
+    assert "modules start as the mean of the layers that they stand for" in told.out
+    assert momify(*asked, "--name", "bare").code == 0
+    changed, bare = (load_mom(there / f"runs/{name}/model") for name in ("changed", "bare"))
+    assert changed.model.mha_delta.qkv.weight_out.any()
+    assert not torch.equal(changed.model.mha.qkv.weight, bare.model.mha.qkv.weight)
+
+
 def test_phase_one_then_two(there: Path, momify: Momify) -> None:
     (there / "both.yaml").write_text(
         "run: {name: both}\n"

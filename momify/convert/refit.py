@@ -24,6 +24,7 @@ from momify.convert.align import aligned
 from momify.convert.homes import HomePlan
 from momify.convert.importance import KINDS, Progress
 from momify.convert.layers import Layers
+from momify.convert.merge import merged_modules, write_modules
 from momify.convert.network import HalfWeights, Network, embed, half_features, half_weights, normalised
 from momify.convert.regression import Factors, Moments
 from momify.convert.stand_ins import StandIns
@@ -52,6 +53,7 @@ class Fitting:
 
     ridge: float = 1e-3
     modules: bool = True  # whether kept modules are refitted, besides what stands in
+    merge: bool = False  # whether a module that several steps share starts as the mean of the layers it stands for
     in_place: bool = False  # write into the network's own layers, which gives the same and takes less memory
 
 
@@ -73,8 +75,8 @@ def refit(
 ) -> Fitted:
     """Fit on `tokens` (S, T) int64 what the plan keeps of the network, and what stands in for the rest.
 
-    A module that several steps share, or that stands at another layer's place, keeps its own weights; so does every
-    module in front of the first removed half-layer.
+    A module that several steps share (unless it is merged), or that stands at another layer's place, keeps its own
+    weights; so does every module in front of the first removed half-layer.
     """
     fitting = fitting or Fitting()
     halves = half_steps(plan)
@@ -83,14 +85,24 @@ def refit(
         walk.take(half, _goal(halves, index, 2 * plan.num_layers))
         if progress is not None:
             progress(index + 1, len(halves))
+    write_modules(walk.layers, walk.merged)
     return Fitted(walk.layers, walk.stand_ins)
+
+
+def unfitted(network: Network, plan: HomePlan, fitting: Fitting) -> Fitted:
+    """What `refit` starts from, for a conversion that has no text to fit to."""
+    layers = network.layers if fitting.in_place else own_layers(network.layers)
+    if fitting.merge:
+        write_modules(layers, merged_modules(network, plan))
+    return Fitted(layers)
 
 
 def has_to_fit(plan: HomePlan, fitting: Fitting) -> bool:
     """Whether `refit` would change or find anything."""
     halves = half_steps(plan)
     as_the_source = [half.runs for half in halves] == list(range(2 * plan.num_layers))
-    return any(half.patched or half.adapted for half in halves) or (fitting.modules and not as_the_source)
+    fitted = any(half.patched or half.adapted for half in halves)
+    return fitted or (fitting.modules and not as_the_source)
 
 
 def most_tokens(width: int) -> int:
@@ -137,6 +149,7 @@ class _Walk:
         self.layers = network.layers if fitting.in_place else own_layers(network.layers)
         self.states = [embed(network.frame, batch) for batch in batches]  # the source's residual, (B, T, D) each
         self.ours = [state.clone() for state in self.states]
+        self.merged = merged_modules(network, plan) if fitting.merge else {}  # written when the source is done
         self.place, self.drifted = 0, False
         self.stand_ins: dict[tuple[str, int], Factors] = {}
 
@@ -144,7 +157,7 @@ class _Walk:
         """Fit and run one half-step; `goal`: how many source half-layers the residual behind it stands for."""
         if goal is not None:
             # something is left out between the last half-step and this one's goal, or is not what was there
-            self.drifted |= goal - self.place > 1 or half.runs != half.position
+            self.drifted |= goal - self.place > 1 or half.runs != half.position or half.runs in self.merged
             self._advance_source(goal)
         if half.runs is None:
             self._stand_in(half, goal)
@@ -174,7 +187,7 @@ class _Walk:
         """A module at home: refitted where that can be, and its patch beside it."""
         assert half.runs is not None
         own = half.alone and half.runs == half.position
-        weights, width = half_weights(self.layers, half.runs), self.ours[0].shape[-1]
+        weights, width = self.merged.get(half.runs) or half_weights(self.layers, half.runs), self.ours[0].shape[-1]
         if half.adapted and goal is not None:
             weights = self._adapt(half, weights)
         elif self.fitting.modules and self.drifted and own and goal is not None:
@@ -209,7 +222,7 @@ class _Walk:
         if half.position != half.runs:
             own = aligned(own, base, None if half.position % 2 else self.network.num_heads)
         elif not self.drifted:
-            return base  # as it was in the source
+            return base  # as it is in the source
         into = self._inputs().truncated(own.into - base.into, own.into_bias - base.into_bias, rank)
         changed = replace(base, into=base.into + into.product(), into_bias=base.into_bias + into.bias)
         out = self._missing(half.position, changed).solve_low_rank(base.out, own.out, rank, self.fitting.ridge)

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from momify.convert.align import aligned
 from momify.convert.assemble import assemble, network_of
 from momify.convert.homes import HomePlan
-from momify.convert.refit import Fitted, Fitting, refit
+from momify.convert.merge import merged_modules, shared_modules
+from momify.convert.network import HalfWeights, half_weights
+from momify.convert.refit import Fitted, Fitting, refit, unfitted
 from momify.convert.source import open_source
 from momify.model import MomForCausalLM
 
@@ -99,3 +102,60 @@ def test_shared_modules_stay_and_the_first_step_at_home_has_no_change(make_gpt2:
     assert not converted.model.mha_delta.qkv.weight_out[0].any()
     assert converted.model.mha_delta.out.weight_in[0].std() > 0.01
     assert ("mha_delta.out", 3) in fitted.stand_ins
+
+
+def parts(weights: HalfWeights) -> list[Tensor]:
+    return [weights.into, weights.into_bias, weights.out, weights.out_bias]
+
+
+def test_the_mean_of_a_layer_and_its_shuffled_copy_is_the_layer(make_gpt2: MakeGPT2, save_gpt2, logits, ids) -> None:
+    model = make_gpt2()
+    copy_shuffled(model, 0, 1)
+    copy_shuffled(model, 3, 2)
+    source = open_source(save_gpt2(model))
+    network, plan = network_of(source), replace(PAIRS, step_rank=0)
+    assert shared_modules(plan) == {0: [0, 2], 6: [4, 6], 3: [1, 3], 5: [5, 7]}
+    for half, mean in merged_modules(network, plan).items():
+        for part, own in zip(parts(mean), parts(half_weights(network.layers, half)), strict=True):
+            assert torch.allclose(part, own, atol=1e-5), half
+    merged = assemble(source, replace(network, layers=unfitted(network, plan, Fitting(merge=True)).layers), plan)
+    assert (logits(merged, ids) - logits(model, ids)).abs().max() < 1e-4
+
+
+def test_a_mean_is_of_all_the_layers_a_module_stands_for(make_gpt2: MakeGPT2, save_gpt2) -> None:
+    network = network_of(open_source(save_gpt2(make_gpt2())))
+    before = [part.clone() for half in range(8) for part in parts(half_weights(network.layers, half))]
+    plan = replace(PAIRS, mha_layers=(1,), mha_homes=(0, 0, 1, 0), mha_reach=((0,), (0,), (1,), (0,)))
+    assert shared_modules(plan)[2] == [0, 2, 6]
+    mean, to = merged_modules(network, plan)[2], half_weights(network.layers, 2)
+    others = [aligned(half_weights(network.layers, half), to, network.num_heads) for half in (0, 6)]
+    for place, part in enumerate(parts(mean)):
+        three = torch.stack([parts(one)[place] for one in (to, *others)])
+        assert torch.allclose(part, three.mean(0), atol=1e-6)
+    now = [part for half in range(8) for part in parts(half_weights(network.layers, half))]
+    assert all(torch.equal(old, new) for old, new in zip(before, now, strict=True))
+
+
+@pytest.mark.parametrize("step_rank", [0, 3])
+def test_merging_in_place_gives_the_same_bits(make_gpt2: MakeGPT2, save_gpt2, text: Tensor, step_rank: int) -> None:
+    source, plan = open_source(save_gpt2(make_gpt2())), replace(PAIRS, step_rank=step_rank)
+    network, spent = network_of(source), network_of(source)
+    fitted = refit(network, plan, text, Fitting(merge=True))
+    in_place = refit(spent, plan, text, Fitting(merge=True, in_place=True))
+    assert in_place.layers is spent.layers
+    for half in (0, 3, 5, 6):
+        pairs = [parts(half_weights(layers, half)) for layers in (fitted.layers, in_place.layers)]
+        assert all(torch.equal(one, other) for one, other in zip(*pairs, strict=True))
+        mean = merged_modules(network, plan)[half]
+        assert all(torch.equal(one, other) for one, other in zip(pairs[0], parts(mean), strict=True))
+    assert fitted.stand_ins.keys() == in_place.stand_ins.keys()
+    assert bool(fitted.stand_ins) == (step_rank > 0)
+    for key, part in fitted.stand_ins.items():
+        assert torch.equal(part.product(), in_place.stand_ins[key].product())
+
+
+def test_full_rank_changes_of_merged_modules_make_the_source_again(make_gpt2: MakeGPT2, convert, logits, ids) -> None:
+    model = make_gpt2()
+    converted, fitted = convert(model, replace(PAIRS, step_rank=32), merge=True)
+    assert len(fitted.stand_ins) == 16
+    assert (logits(converted, ids) - logits(model, ids)).abs().max() < 2e-3
