@@ -9,22 +9,16 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from momify.convert.assemble import assemble, layer_settings
+from momify.convert.assemble import assemble
 from momify.convert.assemble import network_of as source_network
 from momify.convert.homes import HomePlan, Request, choose_homes, removal_quotas
 from momify.convert.importance import Importance, measure_importance
-from momify.convert.layers import take_apart, take_frame
 from momify.convert.network import Network, embed, half_layer_update
 from momify.convert.refit import Fitting, half_steps, has_to_fit, most_tokens, refit
 from momify.convert.source import open_source
 
 MakeGPT2 = Callable[..., GPT2LMHeadModel]
-
-
-def network_of(model: GPT2LMHeadModel) -> Network:
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
-    layers = take_apart(tensors, layer_settings(model.config))
-    return Network(layers, take_frame(tensors), model.config.n_head, torch.nn.GELU(approximate="tanh"), 1e-5)
+NetworkOf = Callable[[GPT2LMHeadModel], Network]
 
 
 def plan_for(network: Network, tokens: Tensor, **request: int) -> HomePlan:
@@ -50,14 +44,14 @@ def dense_residual(network: Network, tokens: Tensor) -> Tensor:
     return x
 
 
-def test_full_pool_is_left_alone(make_gpt2: MakeGPT2) -> None:
+def test_full_pool_is_left_alone(make_gpt2: MakeGPT2, network_of: NetworkOf) -> None:
     network, tokens = network_of(make_gpt2()), torch.randint(0, 61, (6, 24))
     fitted = refit(network, plan_for(network, tokens, mha=4, ffn=4), tokens).layers
     assert torch.equal(fitted.out_weight, network.layers.out_weight)
     assert torch.equal(fitted.down_weight, network.layers.down_weight)
 
 
-def test_residual_comes_closer_also_on_other_text(make_gpt2: MakeGPT2) -> None:
+def test_residual_comes_closer_also_on_other_text(make_gpt2: MakeGPT2, network_of: NetworkOf) -> None:
     network = network_of(make_gpt2())
     tokens, others = torch.randint(0, 61, (40, 32)), torch.randint(0, 61, (8, 32))
     plan = plan_for(network, tokens, mha=2, ffn=3)
@@ -68,7 +62,7 @@ def test_residual_comes_closer_also_on_other_text(make_gpt2: MakeGPT2) -> None:
         assert after < 0.8 * before
 
 
-def test_only_kept_modules_behind_a_removal_change(make_gpt2: MakeGPT2) -> None:
+def test_only_kept_modules_behind_a_removal_change(make_gpt2: MakeGPT2, network_of: NetworkOf) -> None:
     network, tokens = network_of(make_gpt2()), torch.randint(0, 61, (8, 24))
     plan = HomePlan(
         num_layers=4, mha_layers=(0, 1, 3), ffn_layers=(0, 1, 2, 3), step_layers=(0, 1, 2, 3),
@@ -87,7 +81,7 @@ def test_only_kept_modules_behind_a_removal_change(make_gpt2: MakeGPT2) -> None:
     assert torch.equal(fitted.qkv_weight, network.layers.qkv_weight)
 
 
-def test_shared_modules_keep_their_weights(make_gpt2: MakeGPT2) -> None:
+def test_shared_modules_keep_their_weights(make_gpt2: MakeGPT2, network_of: NetworkOf) -> None:
     network, tokens = network_of(make_gpt2()), torch.randint(0, 61, (8, 24))
     plan = plan_for(network, tokens, mha=2, ffn=4, mha_steps=4)
     shared = {half.runs // 2 for half in half_steps(plan) if half.runs % 2 == 0 and not half.alone}
@@ -98,7 +92,7 @@ def test_shared_modules_keep_their_weights(make_gpt2: MakeGPT2) -> None:
 
 
 @pytest.mark.parametrize("depth", [3, 6])
-def test_other_depths_run_and_help(make_gpt2: MakeGPT2, depth: int) -> None:
+def test_other_depths_run_and_help(make_gpt2: MakeGPT2, depth: int, network_of: NetworkOf) -> None:
     network, tokens = network_of(make_gpt2()), torch.randint(0, 61, (40, 32))
     total = 4
     importance = measure_importance(network, tokens, (2, 2))
@@ -118,7 +112,9 @@ PLANS = (
 
 
 @pytest.mark.parametrize("request_", PLANS)
-def test_in_place_gives_the_same_bits_without_a_copy(make_gpt2: MakeGPT2, request_: Request) -> None:
+def test_in_place_gives_the_same_bits_without_a_copy(
+    make_gpt2: MakeGPT2, request_: Request, network_of: NetworkOf
+) -> None:
     model = make_gpt2()
     network, spent, tokens = network_of(model), network_of(model), torch.randint(0, 61, (40, 32))
     plan = choose_homes(measure_importance(network, tokens, removal_quotas(request_, 4)), request_)
@@ -195,7 +191,7 @@ def test_patched_conversion_computes_what_a_plain_loop_does(make_gpt2: MakeGPT2,
     assert (found - expected).abs().max() < 2e-4
 
 
-def test_patches_bring_the_residual_closer(make_gpt2: MakeGPT2) -> None:
+def test_patches_bring_the_residual_closer(make_gpt2: MakeGPT2, network_of: NetworkOf) -> None:
     network = network_of(make_gpt2())
     tokens, text = torch.randint(0, 61, (40, 32)), torch.randint(0, 61, (8, 32))
     goal, found = dense_residual(network, text), {}
@@ -213,7 +209,7 @@ def test_patches_bring_the_residual_closer(make_gpt2: MakeGPT2) -> None:
     assert found[16] < found[2] < found[0]
 
 
-def test_a_patch_beside_a_module_stands_in_for_it(make_gpt2: MakeGPT2) -> None:
+def test_a_patch_beside_a_module_stands_in_for_it(make_gpt2: MakeGPT2, network_of: NetworkOf) -> None:
     """Full pool, SKIP in reach, rank as the width: each patch is the full ridge regression on the update."""
     network, tokens = network_of(make_gpt2()), torch.randint(0, 61, (40, 32))
     plan = choose_homes(Importance.unmeasured(4), Request(mha=4, ffn=4, reach="skip", patch_rank=32))
