@@ -6,14 +6,20 @@ random tokens, the tokens whose patch costs least (oracle: not to be had, as it 
 fitted router picks (momify/convert/routers.py). Ratios are perplexities over the source's on held-out blocks, float32.
 
     python benchmarks/routing.py --source builtin:demo --data builtin:demo
+    python benchmarks/routing.py --train 300
+
+With --train: recovery of models of equal MACs, static and routed, from the same source on the same batches.
 """
 
 import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from momify.convert.assemble import RouterSettings, assemble, network_of
@@ -21,15 +27,22 @@ from momify.convert.homes import Request, choose_homes
 from momify.convert.importance import Importance, measure_importance
 from momify.convert.network import Network
 from momify.convert.routers import Line, fit_line, fit_patch
-from momify.convert.source import Source, open_source
+from momify.convert.source import Source, open_source, read_config
 from momify.convert.walk import Fork, halves, split, walk
 from momify.data.blocks import load_tokens
 from momify.data.tokenizer import load_tokenizer
+from momify.evaluate.results import read_results
+from momify.measure.cost import dense_macs, kv_bytes_per_token, mom_macs, parameters
+from momify.measure.routing import realised
 from momify.measure.stakes import Place, loss_metrics, stakes
 from momify.model import MomForCausalLM
 from momify.model.layout import HalfStep
-from momify.models import locate
-from momify.recipe import DataBlock
+from momify.models import load_mom, locate
+from momify.pipeline import EvalOptions, evaluate_ppl, train
+from momify.recipe import DataBlock, Recipe, make_recipe
+from momify.runs import opened_run
+from momify.screen import Screen
+from momify.subject import Subject
 
 SHARES = ((0.25, 0.25), (0.5, 0.25), (0.5, 0.5))
 KINDS = ("mha", "ffn")
@@ -236,6 +249,68 @@ def table(source: Source, rank: int, texts: Texts) -> None:
         )
 
 
+def trained_rows(layers: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Models of about three quarters of a source's MACs: three quarters of its attention, the rest as each row says."""
+    kept = {"mha": layers * 3 // 4, "patch_rank": 16}
+    saved = 2 * layers * 3 / 4  # half-layers' worth of MACs
+    budget = round(saved / (kept["mha"] + layers), 3)
+    routed = {**kept, "ffn": layers, "budget": budget}
+    return {
+        "static": ("half-layers left out for good, patched", {"mom": {**kept, "ffn": layers * 3 // 4}}),
+        "supervised": (
+            "feed-forward routed, routers fitted and supervised",
+            {"mom": routed, "train": {"supervise": 0.1}},
+        ),
+        "fitted": ("feed-forward routed, routers fitted and frozen", {"mom": routed, "train": {"explore": 0.0}}),
+        "explored": ("feed-forward routed, routers fitted, exploring", {"mom": routed, "train": {"explore": 0.05}}),
+    }
+
+
+def train_table(given: argparse.Namespace) -> None:
+    """Print what each row recovers, row by row as it comes; a finished run is read, not trained again."""
+    print("| | parameters | MACs | KV | before | after | source |\n|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    dense = read_config(locate(given.source))
+    for name, (title, changes) in trained_rows(dense.n_layer).items():
+        if name not in given.rows.split(","):
+            continue
+        values = {
+            "run": {"name": name, "seed": given.seed, "dir": str(given.out / f"{name}-{given.train}-{given.seed}")},
+            "source": {"model": given.source},
+            "mom": {"refit_tokens": 32_768, **changes["mom"]},
+            "data": {"train": given.data, "valid": given.valid, "block_length": given.block},
+            "train": {"steps": given.train, "batch_size": 4, "optimizer": "muon", "learning_rate": 1e-3,
+                      "save_every": given.train, "keep": 1, **changes.get("train", {})},
+            "eval": {"limit": given.windows},
+        }  # fmt: skip
+        recipe, screen = make_recipe(values, name), Screen(Console(stderr=True), quiet=True)
+        with opened_run(recipe, resume=(recipe.folder / "recipe.yaml").is_file()) as run:
+            train(recipe, run, screen, resume=True)
+            evaluate_ppl(Subject(name, run.model, "mom", run, recipe), EvalOptions(limit=given.windows), screen)
+        kept = {
+            entry.role: entry.score.metrics["perplexity"] for entry in read_results(run.folder / "eval" / "ppl.json")
+        }
+        model = load_mom(run.model)
+        costs = [
+            parameters(model.config).total / parameters(dense).total,
+            spent_macs(model, given, recipe) / dense_macs(dense, 1, given.block).total,
+            kv_bytes_per_token(model.config) / kv_bytes_per_token(dense),
+        ]
+        ratios = [kept["start"] / kept["source"], kept["mom"] / kept["source"]]
+        cells = [f"{one:.3f}" for one in (*costs, *ratios)] + [f"{kept['source']:.2f}"]
+        print(f"| {title} (`{name}`) | " + " | ".join(cells) + " |", flush=True)
+
+
+@torch.inference_mode()
+def spent_macs(model: MomForCausalLM, given: argparse.Namespace, recipe: Recipe) -> float:
+    """MACs of a block as it was routed, mean over 64 held-out blocks."""
+    tokens = load_tokens(recipe.data, load_tokenizer(locate(given.source))).valid_tensor(64 * given.block)
+    blocks, total = tokens[: len(tokens) // given.block * given.block].view(-1, given.block), 0.0
+    for block in blocks.split(4):
+        routing = model(input_ids=block, output_router_logits=True, use_cache=False).routing
+        total += mom_macs(model.config, len(block), given.block, realised(routing, block.numel())).total
+    return total / len(blocks)
+
+
 def main() -> None:
     """Read the arguments and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -246,7 +321,15 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16, help="of the patches")
     parser.add_argument("--fit-tokens", type=int, default=16_384)
     parser.add_argument("--judge-tokens", type=int, default=16_384)
+    parser.add_argument("--train", type=int, default=0, help="steps of 4 blocks; 0: the yardstick without training")
+    parser.add_argument("--rows", default="static,supervised,fitted,explored", help="of --train")
+    parser.add_argument("--windows", type=int, default=256, help="held-out blocks scored after --train")
+    parser.add_argument("--seed", type=int, default=0, help="of --train")
+    parser.add_argument("--out", type=Path, default=Path("runs/routing"), help="runs of --train")
     given = parser.parse_args()
+    if given.train:
+        train_table(given)
+        return
     folder = locate(given.source)
     block = DataBlock(train=given.data, valid=given.valid, block_length=given.block)
     data = load_tokens(block, load_tokenizer(folder))

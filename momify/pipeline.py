@@ -279,6 +279,8 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
         screen.say(f"{run.model} is trained already")
         return None
     settings = recipe.train
+    if settings.budget is None:
+        settings = settings.model_copy(update={"budget": recipe.mom.budget})
     tokenizer = load_tokenizer(run.model)
     source = open_source(source_folder(recipe, run, screen))
     check_same_tokens(tokenizer, load_tokenizer(source.folder))
@@ -288,9 +290,10 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
             subject = Subject(run.folder.name, run.model, "mom", run, recipe)
             evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit, roles=("source", "start")), screen)
     model, teacher = load_mom(run.model), load_teacher(source)
+    explores = model.config.modules_per_token == 1 and not settings.supervise
     training_only = {"embd_pdrop": settings.dropout, "attn_pdrop": settings.dropout, "resid_pdrop": settings.dropout,
-                     # with K > 1 the gates have a gradient of their own and need no exploring
-                     "router_explore": settings.explore if model.config.modules_per_token == 1 else 0.0}  # fmt: skip
+                     # with K > 1 the gates have a gradient of their own, and supervised routers are told
+                     "router_explore": settings.explore if explores else 0.0}  # fmt: skip
     kept = {name: getattr(model.config, name) for name in training_only}
     model.config.update(training_only)
     set_seed(recipe.run.seed)

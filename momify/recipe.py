@@ -101,6 +101,10 @@ class TrainBlock(Block):
     """Dropout of the MoM while it recovers (the paper: none), whatever the source was trained with."""
     explore: Share = 0.05
     """Share of tokens per routed half-step that try a second choice, from which the router learns (K = 1)."""
+    supervise: Weight = 0.0
+    """Weight of the loss by which routers learn what skipping would cost (it moves routers only); explore is 0 then."""
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the reachable MACs held while training, by the threshold of SKIP; null: that of mom.budget."""
     gradient_checkpointing: bool = False
     """Compute each step's activations a second time instead of keeping them: less memory, a third more time."""
     log_every: Positive = 10
@@ -120,6 +124,8 @@ class TrainBlock(Block):
             raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
         if not (self.distill or self.cross_entropy):
             raise ValueError("distill and cross_entropy are both 0: nothing would be learned")
+        if self.fsdp and self.budget:
+            raise ValueError("budget corrects whole routers, which fsdp shards; leave one of them out")
         if self.fsdp and self.optimizer == "muon":
             raise ValueError("optimizer muon needs whole matrices, which fsdp shards; use optimizer adamw, or no fsdp")
         return self
@@ -293,6 +299,8 @@ class Recipe(Block):
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "Recipe":
+        if self.mom and self.mom.modules_per_token > 1 and (self.train.supervise or self.train.budget):
+            raise ValueError("train.supervise and train.budget choose between home and SKIP: mom.modules_per_token 1")
         if self.mom is None and self.source.scratch is None:
             raise ValueError("nothing to do: add a mom block, or source.scratch to train a dense model")
         if self.source.scratch and not self.source.scratch.pretrain:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from momify.convert.regression import Moments
-from momify.convert.walk import Fork, forks, halves, walk
+from momify.convert.walk import Fork, halves, walk
 from momify.errors import MomifyError
 from momify.measure.budget import Budget, budget_of, check_share, lift, spend
 from momify.measure.stakes import Place, loss_metrics, stakes
@@ -84,7 +84,7 @@ def fit_routers(
     that the model has when it skips, so each walk uses the threshold of the one before. Raises MomifyError for a model
     without such half-steps, and for a budget that skipping cannot reach.
     """
-    places = [(half.kind, half.step) for half in halves(model) if forks(half)]
+    places = [(half.kind, half.step) for half in halves(model) if half.forks]
     if not places:
         raise MomifyError("no half-step chooses between its home and SKIP: convert with mom.reach=skip")
     budget = budget_of(model.config, tokens.shape[1])

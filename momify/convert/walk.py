@@ -53,7 +53,7 @@ def walk(model: MomForCausalLM, tokens: Tensor, decide: Decide) -> list[Tensor]:
     batches = [model.model.begin(batch) for batch in split(tokens)]
     states, passes = [x for x, _ in batches], [shared for _, shared in batches]
     for half in halves(model):
-        if not forks(half):
+        if not half.forks:
             states = [_advance(x, half, shared) for x, shared in zip(states, passes, strict=True)]
             continue
         sights = [_fork(x, half, shared) for x, shared in zip(states, passes, strict=True)]
@@ -69,11 +69,6 @@ def split(tokens: Tensor) -> tuple[Tensor, ...]:
 def halves(model: MomForCausalLM) -> Iterator[HalfStep]:
     """The half-steps of a model in the order of execution."""
     return (half for step in model.model.steps for half in step)
-
-
-def forks(half: HalfStep) -> bool:
-    """Whether the choices are one module, the home, and SKIP."""
-    return half.reach == (half.home, half.skip)
 
 
 def _advance(x: Tensor, half: HalfStep, shared: Pass) -> Tensor:

@@ -21,28 +21,27 @@ _BATCH_TOKENS = 1024  # held at once, with all their activations
 
 
 def loss_metrics(model: MomForCausalLM, tokens: Tensor, seed: int = 0) -> dict[Place, Tensor]:
-    """For each half-step with a choice the root R (D, D) of its metric, F = R R^T, with every token at its home.
+    """For each half-step that chooses between its home and SKIP the root R (D, D) of its metric, F = R R^T.
 
-    tokens (S, T) int64, of which the first METRIC_TOKENS are used; the draws follow `seed`.
+    Every token is at its home. tokens (S, T) int64, of which the first METRIC_TOKENS are used; draws follow `seed`.
     """
-    width = model.config.hidden_size
-    sums = {
-        (half.kind, half.step): torch.zeros(width, width) for step in model.model.steps for half in step if half.routed
-    }
-    generator = torch.Generator().manual_seed(seed)
+    width, device = model.config.hidden_size, model.device
+    forks = [half for step in model.model.steps for half in step if half.forks]
+    sums = {(half.kind, half.step): torch.zeros(width, width, device=device) for half in forks}
+    generator = torch.Generator(device).manual_seed(seed)
     rows = max(1, _BATCH_TOKENS // tokens.shape[1])
     used = tokens[: -(-METRIC_TOKENS // tokens.shape[1])]
     for batch in used.split(rows):
-        _add_gradients(model, batch, generator, sums)
+        _add_gradients(model, batch.to(device), generator, sums)
     return {place: _root(total / used.numel()) for place, total in sums.items()}
 
 
 def _add_gradients(model: MomForCausalLM, batch: Tensor, generator: torch.Generator, sums: dict[Place, Tensor]) -> None:
-    """Add the sums of |x|^2 g g^T over a batch (B, T) for each routed half-step."""
+    """Add the sums of |x|^2 g g^T over a batch (B, T) for each half-step of `sums`."""
     x, shared = model.model.begin(batch)
     x, behind, norms = x.detach().requires_grad_(), {}, {}
     for half in (half for step in model.model.steps for half in step):
-        if half.routed:
+        if half.forks:
             norms[half.kind, half.step] = x.detach().norm(dim=1, keepdim=True)
             x = x + home_update(normalise(x, shared), half, shared)
             behind[half.kind, half.step] = x

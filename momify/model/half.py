@@ -32,6 +32,21 @@ class Pass:
     activation: Callable[[Tensor], Tensor]
     epsilon: float
     backend: Backend
+    observe: "Observe | None" = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The tokens before a half-step with a choice, for who wants to look: `home_update` and `patch_update` read it."""
+
+    x: Tensor  # (n, D)
+    x_hat: Tensor  # (n, D)
+    half: HalfStep
+    router: StepRouter
+    shared: Pass
+
+
+Observe = Callable[[Sight], None]
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,8 @@ def run_half(x: Tensor, half: HalfStep, shared: Pass) -> tuple[Tensor | None, Re
     """What one half-step adds to x (n, D), None for nothing; and what it leaves for the outputs."""
     x_hat = normalise(x, shared)
     router = None if half.route is None else shared.routers[half.kind][half.route]
+    if shared.observe is not None and router is not None:
+        shared.observe(Sight(x, x_hat, half, router, shared))
     return execute(x_hat, half, pick(x_hat, half, router, shared.choosing), shared)
 
 

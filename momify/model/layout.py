@@ -33,6 +33,11 @@ class HalfStep:
         """Whether tokens choose here."""
         return self.route is not None
 
+    @property
+    def forks(self) -> bool:
+        """Whether the choices are one module, the home, and SKIP."""
+        return self.reach == (self.home, self.skip)
+
     def at_home(self) -> "HalfStep":
         """The same half-step without a choice: every token runs the home module."""
         alone = (self.home,)

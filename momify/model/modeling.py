@@ -5,6 +5,7 @@ N heads.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from .attention import Scene
 from .cache import count_tokens
 from .config import Kind, MomConfig
 from .dispatch import choose_backend
-from .half import Pass, Report, record, run_half
+from .half import Observe, Pass, Report, record, run_half
 from .layout import HalfStep, half_steps
 from .low_rank import FfnDelta, LowRank, MhaDelta
 from .outputs import CACHE, MomCausalLMOutput, MomModelOutput
@@ -114,15 +115,16 @@ class MomModel(MomPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
+        observe: Observe | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> MomModelOutput:
         """Hidden states (B, T, D) after the final LayerNorm for input_ids (B, T) or inputs_embeds (B, T, D).
 
         past_key_values and cache are one thing, by the name that transformers had until 5.23 and has since.
-        attention_mask (B, S) marks padding by 0; positions count its ones unless position_ids are given.
-        Raises ValueError for neither or both inputs, too many tokens, or attentions asked of another than
-        eager.
+        attention_mask (B, S) marks padding by 0; positions count its ones unless position_ids are given. `observe` is
+        shown the tokens before each half-step with a choice. Raises ValueError for neither or both inputs, too many
+        tokens, or attentions asked of another than eager.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and not both")
@@ -130,7 +132,7 @@ class MomModel(MomPreTrainedModel):
         embeds = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(past_key_values if cache is None else cache, use_cache)
         x = self._embed(embeds, attention_mask, position_ids, cache)
-        shared = self._prepare(embeds, attention_mask, position_ids, cache)
+        shared = replace(self._prepare(embeds, attention_mask, position_ids, cache), observe=observe)
         keep_hidden = self._wants(output_hidden_states, "output_hidden_states")
         x, hidden, reports = self._run(x, shared, keep_hidden)
         attentions = tuple(r.weights for r in reports if r.half.kind == "mha")
@@ -311,6 +313,7 @@ class MomForCausalLM(MomPreTrainedModel, GenerationMixin):
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         head_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        observe: Observe | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> MomCausalLMOutput:
@@ -333,6 +336,7 @@ class MomForCausalLM(MomPreTrainedModel, GenerationMixin):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             output_router_logits=output_router_logits,
+            observe=observe,
             return_dict=True,
         )
         logits = loss = parts = None

@@ -13,14 +13,19 @@ from transformers.trainer_callback import PrinterCallback
 from momify.data.blocks import TokenData
 from momify.errors import MomifyError
 from momify.evaluate.perplexity import Protocol
+from momify.measure.budget import budget_of, check_share
+from momify.measure.mode import evaluating
+from momify.measure.stakes import METRIC_TOKENS, loss_metrics
 from momify.model import MomConfig
 from momify.processes import count, first_then_others, is_first, rank, wait_for_all
 from momify.recipe import TrainBlock
 from momify.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
 from momify.train.checkpoints import drop_after, newest_whole, read_seal, sweep
 from momify.train.guards import Rollback, UnfitStepsError, read_rollback, write_rollback
+from momify.train.spending import BudgetHold, take_threshold
+from momify.train.supervise import Supervision
 from momify.train.tensorboard import TensorBoardFile
-from momify.train.trainer import HeldOut, LossWeights, MomTrainer
+from momify.train.trainer import HeldOut, LossWeights, MomTrainer, RoutingAids
 from momify.train.watch import OverfitWatch, RouterWatch
 
 # Sharded over the processes, saved whole: such a checkpoint's model.safetensors loads in one process.
@@ -120,6 +125,8 @@ def fit_from(start: Path | None, course: Course) -> Stopped | None:
     settings, model = course.settings, course.model
     if start:
         check_processes(start)
+        if isinstance(model.config, MomConfig):
+            take_threshold(model, start)
     if start and read_seal(start).step >= settings.steps:  # killed between the last checkpoint and the model
         load_weights(model, start / "model.safetensors", strict=False)
         return None
@@ -146,7 +153,10 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
     if isinstance(model.config, MomConfig):
         callbacks.append(RouterWatch(model.config, place.say))
     freeze_idle(model, settings)
-    routed = LossWeights(settings.distill, settings.cross_entropy, settings.balance)
+    routed = LossWeights(settings.distill, settings.cross_entropy, settings.balance, settings.supervise)
+    aids = routing_aids(course)
+    if aids.hold:
+        callbacks.insert(0, aids.hold)  # before the files: it adds to what they write
     trainer = MomTrainer(
         model,
         arguments,
@@ -157,6 +167,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
         held_out=HeldOut(data.valid_tensor(_EVAL_TOKENS), Protocol(data.block_length, data.block_length)),
         teacher=course.teacher,
         muon=settings.optimizer == "muon",
+        routing=aids,
         lr_factor=course.lr_factor,
         say=place.say,
     )
@@ -166,12 +177,35 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
     return trainer, stop, bar
 
 
+def routing_aids(course: Course) -> RoutingAids:
+    """What train.supervise and train.budget ask for. Raises MomifyError where there is nothing to choose."""
+    settings, model = course.settings, course.model
+    if course.teacher is None or not (settings.supervise or settings.budget):
+        return RoutingAids()
+    places = [(half.kind, half.step) for step in model.model.steps for half in step if half.forks]
+    if not places:
+        raise MomifyError(
+            "train.supervise and train.budget need half-steps that choose between home and SKIP; convert with "
+            "mom.reach=skip or mom.budget, or set both to 0 and null"
+        )
+    budget = budget_of(model.config, course.data.block_length)
+    supervision = hold = None
+    if settings.supervise:
+        blocks = course.data.spread_blocks(-(-METRIC_TOKENS // course.data.block_length))
+        with evaluating(model):
+            supervision = Supervision(loss_metrics(model, blocks, course.place.seed), budget.savings)
+    if settings.budget:
+        check_share(budget, settings.budget, places)
+        hold = BudgetHold(model, budget, places, settings.budget)
+    return RoutingAids(supervision, hold)
+
+
 def freeze_idle(model: PreTrainedModel, settings: TrainBlock) -> None:
     """Freeze what no gradient can reach under these settings: several processes then need not look for it."""
     config = model.config
     if not isinstance(config, MomConfig):
         return
-    taught = config.router_explore or settings.balance or config.modules_per_token > 1
+    taught = config.router_explore or settings.balance or settings.supervise or config.modules_per_token > 1
     idle = [f"model.{kind}." for kind in ("mha", "ffn") if not config.running(kind)]
     for name, parameter in model.named_parameters():
         if ("_router." in name and not taught) or name.startswith(tuple(idle)):

@@ -12,7 +12,9 @@ from momify.train.head_loss import HeadLoss, Teacher
 from momify.train.losses import balance_loss, next_token_loss
 from momify.train.optimizer import Muon, parameter_groups
 from momify.train.routing_log import routing_sums
+from momify.train.spending import BudgetHold
 from momify.train.sturdy import SturdyTrainer
+from momify.train.supervise import Lesson, Supervision
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class LossWeights:
     distill: float = 0.0
     cross_entropy: float = 1.0
     balance: float = 0.0
+    supervise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,18 @@ class HeldOut:
 
     tokens: Tensor
     protocol: Protocol
+
+
+@dataclass(frozen=True)
+class RoutingAids:
+    """What helps routers along: what they are told, and what holds their budget; None for without."""
+
+    supervision: Supervision | None = None
+    hold: BudgetHold | None = None
+
+    def lesson(self) -> Lesson | None:
+        """What one forward pass teaches."""
+        return None if self.supervision is None else self.supervision.draw()
 
 
 class MomTrainer(SturdyTrainer):
@@ -47,10 +62,12 @@ class MomTrainer(SturdyTrainer):
         held_out: HeldOut,
         teacher: PreTrainedModel | None = None,
         muon: bool = False,
+        routing: RoutingAids | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.weights, self.held_out, self.muon = weights, held_out, muon
+        self.routing = routing or RoutingAids()
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
 
     def compute_loss(
@@ -63,7 +80,10 @@ class MomTrainer(SturdyTrainer):
         """The weighted loss of a batch of input_ids and labels (B, T)."""
         routed = self.teacher is not None
         sums: dict[str, Tensor] = {}
-        extra = {"output_router_logits": True, "head_loss": self._head_loss(inputs)} if routed else {}
+        lesson = self.routing.lesson() if self.weights.supervise else None
+        extra = {}
+        if routed:
+            extra = {"output_router_logits": True, "head_loss": self._head_loss(inputs), "observe": lesson}
         outputs = model(input_ids=inputs["input_ids"], use_cache=False, **extra)
         if routed:
             loss, parts = outputs.loss, {"cross_entropy": outputs.loss_parts[1]}
@@ -79,6 +99,11 @@ class MomTrainer(SturdyTrainer):
                 pairs = zip(outputs.router_logits, choices, strict=True)
                 parts["balance"] = torch.stack([balance_loss(logits, r.modules) for logits, r in pairs]).mean()
                 loss = loss + self.weights.balance * parts["balance"]
+            if lesson is not None:
+                parts["supervise"] = lesson.loss()
+                loss = loss + self.weights.supervise * parts["supervise"]
+            if self.routing.hold is not None and model.training:
+                self.routing.hold.note(choices)
         self.tally.add({"loss": loss, **parts}, sums)
         return (loss, outputs) if return_outputs else loss
 
