@@ -4,7 +4,11 @@ import re
 
 import yaml
 
-from momify.export.card import model_card
+from momify.export.card import gpt2_card, model_card
+from momify.export.gpt2 import gpt2_config
+from momify.export.packing import fixed_halves, pack
+from momify.export.written import Written
+from momify.model import MomConfig
 
 CONFIG = {
     "model_type": "mom", "vocab_size": 50257, "hidden_size": 1280, "num_attention_heads": 20,
@@ -61,3 +65,34 @@ def test_a_hostile_name_stays_text() -> None:
     assert set(front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
     body = card.split("\n---\n", 1)[1]
     assert not re.search(r"<(script|b|i)>|(?<!\\)\[a|(?<!\\)`c|(?<!\\)\*d", body)
+
+
+def plain(provenance: dict, report: dict | None = None) -> str:
+    """The card of a small MoM, two attentions and two feed-forwards, as a GPT-2."""
+    shape = {
+        "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_mha_modules": 2,
+        "num_ffn_modules": 2, "num_steps": 2, "mha_reach": [[0], [1]], "ffn_reach": [[0], [1]],
+    }  # fmt: skip
+    config = MomConfig(**shape)
+    layers = pack(fixed_halves(config))
+    return gpt2_card(Written(config, gpt2_config(config, len(layers)), layers), provenance, report)
+
+
+def test_a_plain_gpt2_takes_the_quality_and_not_the_costs_of_the_report() -> None:
+    perplexity = {"source": {"perplexity": 19.58}, "mom_start": {"perplexity": 27.3}, "mom_trained": None}
+    perplexity["protocol"] = "block 256"
+    report = {"verdict": "parameters 9 -> 4", "perplexity": perplexity}
+    assert "**Perplexity on held-out text 19.58 -&gt; 27.30**: block 256." in plain(PROVENANCE, report)
+    perplexity["mom_trained"] = {"perplexity": 20.25}
+    card = plain(PROVENANCE, report)
+    assert "19.58 -&gt; 20.25**" in card
+    assert "9 -&gt; 4" not in card
+    assert "Perplexity" not in plain(PROVENANCE)
+    assert front_matter(card)["base_model"] == "gpt2-large"
+    assert front_matter(card)["tags"] == ["momify", "gpt2"]
+
+
+def test_a_hostile_name_stays_text_in_the_card_of_a_plain_gpt2_too() -> None:
+    card = plain({"source": {"model": 'x"\n---\n<script>alert(1)</script> | `c`', "sha256": "<b>"}, "plan": [1]})
+    assert set(front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
+    assert not re.search(r"<(script|b)>|(?<!\\)`c", card.split("\n---\n", 1)[1])
