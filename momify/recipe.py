@@ -124,8 +124,6 @@ class TrainBlock(Block):
             raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
         if not (self.distill or self.cross_entropy):
             raise ValueError("distill and cross_entropy are both 0: nothing would be learned")
-        if self.fsdp and self.budget:
-            raise ValueError("budget corrects whole routers, which fsdp shards; leave one of them out")
         if self.fsdp and self.optimizer == "muon":
             raise ValueError("optimizer muon needs whole matrices, which fsdp shards; use optimizer adamw, or no fsdp")
         return self
@@ -301,6 +299,8 @@ class Recipe(Block):
     def _something_to_do(self) -> "Recipe":
         if self.mom and self.mom.modules_per_token > 1 and (self.train.supervise or self.train.budget):
             raise ValueError("train.supervise and train.budget choose between home and SKIP: mom.modules_per_token 1")
+        if self.mom and self.train.fsdp and (self.train.budget or self.mom.budget):
+            raise ValueError("a budget corrects whole routers, which train.fsdp shards; leave one of them out")
         if self.mom is None and self.source.scratch is None:
             raise ValueError("nothing to do: add a mom block, or source.scratch to train a dense model")
         if self.source.scratch and not self.source.scratch.pretrain:

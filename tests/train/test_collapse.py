@@ -12,13 +12,20 @@ from momify.pipeline import train
 from momify.runs import opened_run
 from momify.screen import Screen
 
+BUDGET = ["mom.budget=0.7", "mom.patch_rank=8", "train.supervise=0.1"]
 
-@pytest.mark.slow  # 60 steps of the demo model twice, a minute each on a free core
+
+@pytest.mark.slow  # 60 steps of the demo model three times, a minute each on a free core
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("reach", ["all", "skip"])
-def test_no_step_that_calibration_found_useful_ends_all_skip(tmp_path, monkeypatch, reach):
+@pytest.mark.parametrize(
+    ("routing", "least"),
+    [(["mom.reach=all"], 0.2), (["mom.reach=skip"], 0.2), (BUDGET, 0.02)],
+    ids=["all", "skip", "budget"],
+)
+def test_no_step_that_calibration_found_useful_ends_all_skip(tmp_path, monkeypatch, routing, least):
+    """`least`: the share of the tokens that runs at each half-step; a budget asks for skipping, down to its floor."""
     monkeypatch.chdir(tmp_path)
-    overrides = [f"mom.reach={reach}", "mom.refit_tokens=16384", "train.steps=60", "train.batch_size=4",
+    overrides = [*routing, "mom.refit_tokens=16384", "train.steps=60", "train.batch_size=4",
                  "train.learning_rate=2e-3", "train.explore=0.2", "train.save_every=60", "eval.limit=2048"]  # fmt: skip
     recipe = demo_recipe(overrides)
     with opened_run(recipe, resume=False) as run:
@@ -29,4 +36,4 @@ def test_no_step_that_calibration_found_useful_ends_all_skip(tmp_path, monkeypat
         records = [one for one in model(input_ids=blocks, output_router_logits=True).routing if one.routed]
     assert len(records) == 6 + 9  # every running half-step had a choice
     shares = {(one.kind, one.step): float((one.modules != one.skip).float().mean()) for one in records}
-    assert min(shares.values()) > 0.2, shares
+    assert min(shares.values()) > least, shares
