@@ -63,6 +63,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "the same, of rank 32",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 32}},
     ),
+    "few_mha_delta_merged": (
+        "the same, of rank 16, around modules made of all their layers",
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16, "merge": True}},
+    ),
     "few_mha_merged": (
         "the same, no changes, modules start as the mean of their layers",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "merge": True}},

@@ -107,7 +107,11 @@ def convert(
         int, typer.Option(min=0, help="Rank of each step's own change to a module that steps share; 0: none.")
     ] = 0,
     merge: Annotated[
-        bool, typer.Option("--merge", help="A module that steps share starts as the mean of their layers, aligned.")
+        bool,
+        typer.Option(
+            "--merge",
+            help="A module that steps share is made of all their layers, aligned: their mean, or more with --step-rank.",
+        ),
     ] = False,
     budget: Annotated[
         float | None,

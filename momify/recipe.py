@@ -213,7 +213,7 @@ class MomBlock(Block):
     """Rank of each step's own change to a module that several static steps share, at most the width; 0: none."""
     merge: bool = False
     """true: a module that several steps share starts as the mean of the layers that it stands for, heads and neurons
-    aligned, instead of one of them."""
+    aligned, instead of one of them; with step_rank, as what lies nearest to all of them beyond those changes."""
     skipped_keys: Literal["home", "masked"] = "home"
     """A token that skips attention: its key and value kept for the others, or masked."""
     budget: Annotated[float, Field(gt=0, le=1)] | None = None

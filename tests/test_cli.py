@@ -220,7 +220,7 @@ def test_convert_lets_a_shared_module_differ_or_starts_it_as_a_mean(there: Path,
     told = momify(*asked, "--step-rank", 2, "--merge", "--name", "changed")
     assert (told.code, told.err) == (0, ""), told.err
     assert "changes to shared modules of rank 2 at" in told.out
-    assert "modules start as the mean of the layers that they stand for" in told.out
+    assert "shared modules are made of all the layers that they stand for" in told.out
     assert momify(*asked, "--name", "bare").code == 0
     changed, bare = (load_mom(there / f"runs/{name}/model") for name in ("changed", "bare"))
     assert changed.model.mha_delta.qkv.weight_out.any()

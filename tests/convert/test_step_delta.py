@@ -125,7 +125,7 @@ def test_the_mean_of_a_layer_and_its_shuffled_copy_is_the_layer(make_gpt2: MakeG
 def test_a_mean_is_of_all_the_layers_a_module_stands_for(make_gpt2: MakeGPT2, save_gpt2) -> None:
     network = network_of(open_source(save_gpt2(make_gpt2())))
     before = [part.clone() for half in range(8) for part in parts(half_weights(network.layers, half))]
-    plan = replace(PAIRS, mha_layers=(1,), mha_homes=(0, 0, 1, 0), mha_reach=((0,), (0,), (1,), (0,)))
+    plan = replace(PAIRS, mha_layers=(1,), mha_homes=(0, 0, 1, 0), mha_reach=((0,), (0,), (1,), (0,)), step_rank=0)
     assert shared_modules(plan)[2] == [0, 2, 6]
     mean, to = merged_modules(network, plan)[2], half_weights(network.layers, 2)
     others = [aligned(half_weights(network.layers, half), to, network.num_heads) for half in (0, 6)]
