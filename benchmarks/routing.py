@@ -218,27 +218,30 @@ def best_static(
     return min(found)[1]
 
 
-def table(source: Source, rank: int, texts: Texts) -> None:
+POLICIES: dict[str, tuple[type[Policy], str]] = {
+    "random": (Random, "home"), "router": (Routed, "home"), "oracle": (Oracle, "home"),
+    "router, keys masked": (Routed, "masked"), "oracle, keys masked": (Oracle, "masked"),
+}  # fmt: skip
+
+
+def table(source: Source, rank: int, texts: Texts, policies: Sequence[str]) -> None:
     """Print the yardstick, row by row as it comes."""
     model = make_model(source, rank)
     metrics = loss_metrics(model, texts.fit)
     nobody = Static(model, metrics)
     nobody.settle(())
-    base = loss(nobody, texts.judge)
-    print(f"source: loss {base:.4f}; patches of rank {rank}; {texts.fit.numel():,} tokens to fit, "
-          f"{texts.judge.numel():,} to judge\n\n| skipped, attention / feed-forward | static | random | router | "
-          "oracle | router, keys masked | oracle, keys masked | of the way |\n"
-          "|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)  # fmt: skip
+    base, quality = loss(nobody, texts.judge), {}
+    sizes = f"{texts.fit.numel():,} tokens to fit, {texts.judge.numel():,} to judge"
+    print(f"source: loss {base:.4f}; patches of rank {rank}; {sizes}\n")
+    print("| skipped, attention / feed-forward | static | " + " | ".join(policies) + " | of the way |")
+    print("|---|" + "---:|" * (2 + len(policies)), flush=True)
     for shares in SHARES:
         losses = {"static": best_static(source, rank, shares, texts, metrics)}
-        for name, kind, keys in (
-            ("random", Random, "home"), ("router", Routed, "home"), ("oracle", Oracle, "home"),
-            ("router masked", Routed, "masked"), ("oracle masked", Oracle, "masked"),
-        ):  # fmt: skip
+        for name in policies:
+            kind, keys = POLICIES[name]
             policy = kind(make_model(source, rank, keys), metrics)
             losses[name] = measured(policy, shares, texts)
-            if name == "router":
-                quality = policy.quality
+            quality = policy.quality if name == "router" else quality
         way = (losses["static"] - losses["router"]) / (losses["static"] - losses["oracle"])
         cells = [f"{math.exp(one - base):.3f}" for one in losses.values()]
         print(f"| {shares[0]:.0%} / {shares[1]:.0%} | " + " | ".join([*cells, f"{way:.0%}"]) + " |", flush=True)
@@ -321,6 +324,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16, help="of the patches")
     parser.add_argument("--fit-tokens", type=int, default=16_384)
     parser.add_argument("--judge-tokens", type=int, default=16_384)
+    parser.add_argument("--few", action="store_true", help="static, router and oracle alone")
     parser.add_argument("--train", type=int, default=0, help="steps of 4 blocks; 0: the yardstick without training")
     parser.add_argument("--rows", default="static,supervised,fitted,explored", help="of --train")
     parser.add_argument("--windows", type=int, default=256, help="held-out blocks scored after --train")
@@ -335,7 +339,8 @@ def main() -> None:
     data = load_tokens(block, load_tokenizer(folder))
     judge = data.valid_tensor(given.judge_tokens)
     judge = judge[: len(judge) // given.block * given.block].view(-1, given.block)
-    table(open_source(folder), given.rank, Texts(data.spread_blocks(given.fit_tokens // given.block), judge))
+    texts = Texts(data.spread_blocks(given.fit_tokens // given.block), judge)
+    table(open_source(folder), given.rank, texts, ["router", "oracle"] if given.few else list(POLICIES))
 
 
 if __name__ == "__main__":
