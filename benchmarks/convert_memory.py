@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=1024, help="tokens of a block")
     parser.add_argument("--calibration-blocks", type=int, default=16)
     parser.add_argument("--refit-tokens", type=int, default=32_768)
+    parser.add_argument("--mom", nargs="*", default=[], help="more keys of the recipe's mom block: patch_rank=16")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--convert", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -91,13 +92,16 @@ def main() -> None:
         size = write_checkpoint(Path(folder) / "source", given.size)
         mom = {"mha": given.mha or layers // 2, "ffn": given.ffn or layers * 3 // 4, "importance": given.importance,
                "calibration_blocks": given.calibration_blocks, "refit_tokens": given.refit_tokens}  # fmt: skip
+        mom |= {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in given.mom)}
         recipe = {"run": {"dir": f"{folder}/run"}, "source": {"model": f"{folder}/source"}, "mom": mom,
                   "data": {"train": BUILTIN, "block_length": given.block}}  # fmt: skip
         path = Path(folder) / "recipe.yaml"
         path.write_text(json.dumps(recipe))
         subprocess.run([sys.executable, __file__, "--convert", str(path)], cwd=folder, check=True)
     found = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    how = f"{given.importance} on {given.calibration_blocks} x {given.block} tokens, refit on {given.refit_tokens:,}"
+    more = " ".join(["", *given.mom])
+    text = f"{given.calibration_blocks} x {given.block} tokens"
+    how = f"{given.importance}{more} on {text}, refit on {given.refit_tokens:,}"
     print(f"{given.size} -> {mom['mha']} x {mom['ffn']}, {how}: checkpoint {size / 1e9:.2f} GB, "
           f"peak {found / 1e9:.2f} GB = {found / size:.2f} x")  # fmt: skip
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from momify.convert.network import HalfWeights
 
+_ROWS = 1024  # of the neurons' likeness, worked out at once
+
 
 def aligned(weights: HalfWeights, to: HalfWeights, heads: int | None) -> HalfWeights:
     """`weights` in the form nearest to `to`: the same function, heads (None: neurons, feed-forward) in its order."""
@@ -20,7 +22,7 @@ def aligned(weights: HalfWeights, to: HalfWeights, heads: int | None) -> HalfWei
 def match_heads(weights: HalfWeights, to: HalfWeights, heads: int) -> Tensor:
     """(N,) for each head of `to` the head of `weights` in its place: by cosines of W_q W_k^T and W_v W_o."""
     (q, k, v, o), (q_to, k_to, v_to, o_to) = (_heads(one, heads) for one in (weights, to))
-    return _assigned(_cosines((q, k), (q_to, k_to)) + _cosines((v, o.mT), (v_to, o_to.mT)))
+    return _assigned((_cosines((q, k), (q_to, k_to)) + _cosines((v, o.mT), (v_to, o_to.mT))).double())
 
 
 def match_neurons(weights: HalfWeights, to: HalfWeights) -> Tensor:
@@ -28,10 +30,14 @@ def match_neurons(weights: HalfWeights, to: HalfWeights) -> Tensor:
 
     Both sides are in proportion to the length of the whole matrices.
     """
-    reading = to.into.T @ weights.into + torch.outer(to.into_bias, weights.into_bias)  # (I, I)
-    reading /= (to.into.norm() * weights.into.norm()).clamp_min(_tiny(reading))
-    scale = (to.out.norm() * weights.out.norm()).clamp_min(_tiny(reading))
-    return _assigned(torch.addmm(reading, to.out, weights.out.T, alpha=1 / float(scale)))
+    reads = 1 / (to.into.norm() * weights.into.norm()).clamp_min(_tiny(weights.into))
+    writes = 1 / (to.out.norm() * weights.out.norm()).clamp_min(_tiny(weights.out))
+    inner = to.into_bias.shape[0]
+    likeness = torch.empty(inner, inner, dtype=torch.float64)
+    for rows in torch.arange(inner).split(_ROWS):  # at 1.5 G parameters the whole is 328 MB: held once
+        reading = to.into[:, rows].T @ weights.into + torch.outer(to.into_bias[rows], weights.into_bias)
+        likeness[rows] = (reads * reading + writes * (to.out[rows] @ weights.out.T)).double()
+    return _assigned(likeness)
 
 
 def _aligned_neurons(weights: HalfWeights, to: HalfWeights) -> HalfWeights:
@@ -79,8 +85,8 @@ def _procrustes(products: Tensor) -> Tensor:
 
 
 def _assigned(likeness: Tensor) -> Tensor:
-    """For each row its column, each once, of the largest sum."""
-    return torch.from_numpy(linear_sum_assignment(likeness.numpy(), maximize=True)[1])
+    """For each row its column, each once, of the largest sum. Uses up `likeness`, which `maximize` would copy."""
+    return torch.from_numpy(linear_sum_assignment(likeness.neg_().numpy())[1])
 
 
 def _tiny(like: Tensor) -> float:
