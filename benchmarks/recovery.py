@@ -39,6 +39,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "every_other": ("every other layer's (DistilGPT2's way)", {"mom": {**BARE, "importance": "every_other"}}),
     "cosine": ("lowest block influence (ShortGPT's measure)", {"mom": {**BARE, "importance": "cosine"}}),
     "cosine_refit": ("lowest block influence, what stays refitted", {"mom": {"importance": "cosine"}}),
+    "cosine_patched": ("lowest block influence, rank-16 patches in their place",
+                       {"mom": {"importance": "cosine", "refit_modules": False, "patch_rank": 16}}),
     "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
     "static": ("greedy by loss, left out", {"mom": BARE}),
     "momify": ("greedy by loss, what stays refitted: momify's default", {}),
@@ -55,8 +57,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "12 -> 3 attention modules at 6 steps, all 12 feed-forward",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6}},
     ),
+    "few_mha_delta_4": (
+        "the same, each step with its own change of rank 4",
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 4}},
+    ),
     "few_mha_delta": (
-        "the same, each step with its own change of rank 16",
+        "the same, of rank 16",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16}},
     ),
     "few_mha_delta_32": (
