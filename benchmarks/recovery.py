@@ -57,17 +57,13 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "12 -> 3 attention modules at 6 steps, all 12 feed-forward",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6}},
     ),
-    "few_mha_delta_4": (
-        "the same, each step with its own change of rank 4",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 4}},
-    ),
     "few_mha_delta": (
-        "the same, of rank 16",
+        "the same, each step with its own change of rank 16",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16}},
     ),
-    "few_mha_delta_32": (
-        "the same, of rank 32",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 32}},
+    "few_mha_delta_4": (
+        "the same, of rank 4, around modules made of all their layers",
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 4, "merge": True}},
     ),
     "few_mha_delta_merged": (
         "the same, of rank 16, around modules made of all their layers",
