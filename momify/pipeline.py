@@ -292,9 +292,9 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
             subject = Subject(run.folder.name, run.model, "mom", run, recipe)
             evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit, roles=("source", "start")), screen)
     model, teacher = load_mom(run.model), load_teacher(source)
-    explores = model.config.modules_per_token == 1 and not settings.supervise
+    explores = model.config.modules_per_token == 1 and not (settings.supervise or settings.budget)
     training_only = {"embd_pdrop": settings.dropout, "attn_pdrop": settings.dropout, "resid_pdrop": settings.dropout,
-                     # with K > 1 the gates have a gradient of their own, and supervised routers are told
+                     # with K > 1 gates have a gradient of their own; under a budget routers are fitted, or are told
                      "router_explore": settings.explore if explores else 0.0}  # fmt: skip
     kept = {name: getattr(model.config, name) for name in training_only}
     model.config.update(training_only)

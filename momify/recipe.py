@@ -100,9 +100,10 @@ class TrainBlock(Block):
     dropout: Share = 0.0
     """Dropout of the MoM while it recovers (the paper: none), whatever the source was trained with."""
     explore: Share = 0.05
-    """Share of tokens per routed half-step that try a second choice, from which the router learns (K = 1)."""
+    """Share of tokens per routed half-step that try a second choice, from which the router learns (K = 1); none under
+    supervise or a budget."""
     supervise: Weight = 0.0
-    """Weight of the loss by which routers learn what skipping would cost (it moves routers only); explore is 0 then."""
+    """Weight of the loss by which routers learn what skipping would cost (it moves routers only)."""
     budget: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the reachable MACs held while training, by the threshold of SKIP; null: that of mom.budget."""
     gradient_checkpointing: bool = False
