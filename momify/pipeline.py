@@ -27,6 +27,7 @@ from momify.evaluation import EvalOptions, evaluate, evaluate_ppl, kept_start, k
 from momify.export.gpt2 import export_gpt2
 from momify.export.mom import export_mom
 from momify.files import read_json, whole_folder, write_text
+from momify.measure.budget import check_budget
 from momify.measure.paths import Paths, leave_one_out, trace_paths
 from momify.model import MomForCausalLM
 from momify.models import load_dense, load_model, load_mom, load_teacher, locate, read_provenance, write_model
@@ -176,6 +177,8 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     importance, plan = choose(network, text, source.sha256, screen)
     routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys, seed=recipe.run.seed)
     target = mom_config(source.config, plan, source.tied, routers)
+    if recipe.mom.budget is not None:
+        check_budget(target, recipe.data.block_length, recipe.mom.budget)
     show_removals(removal_rows(plan, importance, source.config, target), f"{source.name} -> {run.folder.name}", screen)
     fitted = fit_parts(network, plan, text, screen)
     model = assemble(source, replace(network, layers=fitted.layers), plan, routers=routers, stand_ins=fitted.stand_ins)

@@ -47,6 +47,12 @@ def _saving(config: MomConfig, kind: Kind, block: int) -> float:
     return mom_macs(config, 1, block, [runs]).total - mom_macs(config, 1, block, [skips]).total
 
 
+def check_budget(config: MomConfig, block: int, share: float) -> None:
+    """As `check_share`, for a model all of whose half-steps with a choice may skip."""
+    places = [(kind, step) for kind in ("mha", "ffn") for step in config.routed(kind)]
+    check_share(budget_of(config, block), share, places)
+
+
 def check_share(budget: Budget, share: float, places: Sequence[tuple[Kind, int]], floor: float = FLOOR) -> None:
     """Raise MomifyError for a share of the reachable MACs that skipping cannot reach, down to the floor."""
     least = budget.spent(dict.fromkeys(places, 1 - floor))
