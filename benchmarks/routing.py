@@ -262,7 +262,8 @@ def table(source: Source, rank: int, texts: Texts, policies: Sequence[str]) -> N
             policy = kind(make_model(source, rank, keys), metrics)
             losses[name] = measured(policy, shares, texts)
             quality = policy.quality if name == "router" else quality
-        way = (losses["static"] - losses["router"]) / (losses["static"] - losses["oracle"])
+        start = min(losses["static"], losses["refitted"])
+        way = (start - losses["router"]) / (start - losses["oracle"])
         cells = [f"{math.exp(one - base):.3f}" for one in losses.values()]
         print(f"| {shares[0]:.0%} / {shares[1]:.0%} | " + " | ".join([*cells, f"{way:.0%}"]) + " |", flush=True)
     print("\nR2 of the router's log cost on the judged text, at the last shares:")
