@@ -49,29 +49,36 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "patched_refit": ("the default with rank-16 patches", {"mom": {"patch_rank": 16}}),
     "patched_32": ("the default with rank-32 patches", {"mom": {"patch_rank": 32}}),
     "routed": ("the same with routers that explore (K = 1, every module in reach)", {"mom": {"reach": "all"}}),
-    "reuse": ("removed half-layers run a neighbour's module", {"mom": {**BARE, "mha_steps": 12, "ffn_steps": 12}}),
+    "reuse": ("removed half-layers run a neighbour's module",
+              {"mom": {**BARE, "mha_steps": 12, "ffn_steps": 12, "step_rank": 0}}),
+    "more_steps": ("the same pool at 10 and 11 steps, changes and patches of rank 16",
+                   {"mom": {"mha_steps": 10, "ffn_steps": 11, "step_rank": 16, "merge": True, "patch_rank": 16}}),
     "paper_k1": ("the paper's way, K = 1", {"mom": {"init": "random"}, "train": {"balance": 0.01, "explore": 0.0}}),
     "paper_k2": ("the paper's way, K = 2", {"mom": {"init": "random", "modules_per_token": 2},
                                             "train": {"balance": 0.01}}),
     "few_mha_twice": (
         "12 -> 3 attention modules at 6 steps, all 12 feed-forward",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6}},
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 0}},
     ),
     "few_mha_delta": (
         "the same, each step with its own change of rank 16",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16}},
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16, "merge": False}},
     ),
     "few_mha_delta_4": (
         "the same, of rank 4, around modules made of all their layers",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 4, "merge": True}},
     ),
+    "few_mha_delta_12": (
+        "the same, of rank 12, around modules made of all their layers",
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 12, "merge": True}},
+    ),
     "few_mha_delta_merged": (
-        "the same, of rank 16, around modules made of all their layers",
+        "the same, of rank 16: momify's default at these steps",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16, "merge": True}},
     ),
     "few_mha_merged": (
         "the same, no changes, modules start as the mean of their layers",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "merge": True}},
+        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 0, "merge": True}},
     ),
     "few_mha": ("12 -> 3 attention modules, all 12 feed-forward: momify's default", {"mom": {"mha": 3, "ffn": 12}}),
 }  # fmt: skip

@@ -104,15 +104,17 @@ def convert(
         int, typer.Option(min=0, help="Rank of the patch that SKIP adds in a removed half-layer's place; 0: none.")
     ] = 0,
     step_rank: Annotated[
-        int, typer.Option(min=0, help="Rank of each step's own change to a module that steps share; 0: none.")
-    ] = 0,
-    merge: Annotated[
-        bool,
+        int | None,
         typer.Option(
-            "--merge",
-            help="A module that steps share is made of all their layers, aligned: their mean, or more with --step-rank.",
+            min=0, help="Rank of each step's own change to a module that steps share; 16 if left out, 0: none."
         ),
-    ] = False,
+    ] = None,
+    merge: Annotated[
+        bool | None,
+        typer.Option(
+            help="A module that steps share is made of all their layers, aligned; done with --step-rank if left out."
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(help="Routers that spend this share of the MACs, token by token, on modules or patches; none."),

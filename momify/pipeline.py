@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from momify.convert.assemble import RouterSettings, assemble, mom_config, network_of
 from momify.convert.describe import COST_HEAD, Removals, removal_rows
-from momify.convert.homes import HomePlan, Request, check_request, choose_homes, removal_quotas
+from momify.convert.homes import KINDS, HomePlan, Request, check_request, choose_homes, removal_quotas, with_step_rank
 from momify.convert.importance import Importance, measure_importance
 from momify.convert.kept_losses import kept_losses
 from momify.convert.merge import shared_modules
@@ -72,7 +72,7 @@ def check(recipe: Recipe, screen: Screen) -> None:
 def check_ranks(mom: MomBlock, width: int) -> None:
     """Raise MomifyError for a rank above the source's width, which no map needs."""
     for name in ("patch_rank", "step_rank"):
-        if getattr(mom, name) > width:
+        if (getattr(mom, name) or 0) > width:
             raise MomifyError(f"{name} is {getattr(mom, name)}; the source is {width} wide, use 0 to {width}")
 
 
@@ -213,7 +213,7 @@ class CalibrationText:
 def choose(network: Network, text: CalibrationText, source_sha256: str, screen: Screen) -> tuple[Importance, HomePlan]:
     """What each half-layer is worth on calibration text, and from that what stays and where each step starts."""
     mom, layers = text.recipe.mom, network.layers.num_layers
-    request = request_of(mom)
+    request = with_step_rank(request_of(mom), network.frame.wte.shape[1])
     quotas = removal_quotas(request, layers)
     if not any(quotas):
         importance = Importance.unmeasured(layers)
@@ -231,10 +231,11 @@ def fit_parts(network: Network, plan: HomePlan, text: CalibrationText, screen: S
     Left as it is where nothing goes, and where homes mean nothing (init random).
     """
     mom = text.recipe.mom
-    fitting = Fitting(modules=mom.refit_modules, merge=mom.merge, in_place=True)
+    merge = any(plan.adapted(kind) for kind in KINDS) if mom.merge is None else mom.merge
+    fitting = Fitting(modules=mom.refit_modules, merge=merge, in_place=True)
     if plan.init == "random":
         return Fitted(network.layers)
-    if mom.merge:
+    if merge:
         screen.say(
             f"{len(shared_modules(plan))} shared modules are made of all the layers that they stand for, aligned"
         )

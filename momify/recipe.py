@@ -210,11 +210,11 @@ class MomBlock(Block):
     """false: kept modules keep their weights, only patches and step deltas are fitted."""
     patch_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of the linear patch that SKIP adds in a removed half-layer's place, at most the source's width; 0: none."""
-    step_rank: Annotated[int, Field(ge=0)] = 0
-    """Rank of each step's own change to a module that several static steps share, at most the width; 0: none."""
-    merge: bool = False
+    step_rank: Annotated[int, Field(ge=0)] | None = None
+    """Rank of each step's own change to a module that several static steps share, at most the width; null: 16."""
+    merge: bool | None = None
     """true: a module that several steps share starts as the mean of the layers that it stands for, heads and neurons
-    aligned, instead of one of them; with step_rank, as what lies nearest to all of them beyond those changes."""
+    aligned; with step_rank, as what lies nearest to all of them beyond those changes; null: where there are such."""
     skipped_keys: Literal["home", "masked"] = "home"
     """A token that skips attention: its key and value kept for the others, or masked."""
     budget: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -1,7 +1,7 @@
 """Which layers become modules, and which module each step starts from (design section 3)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from momify.errors import MomifyError
@@ -13,6 +13,7 @@ KINDS = ("mha", "ffn")
 NOUNS = {"mha": "attention", "ffn": "feed-forward"}
 INITS = ("home", "random")
 REACHES = ("all", "skip", "home")
+STEP_RANK = 16  # of a step's own change to a shared module, where nothing else is asked for (docs/results.md)
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Request:
     reach: "all" every module and SKIP at each step that runs, "skip" home or SKIP, "home" the home (static); None: home
     where that is possible, as it recovers best (docs/results.md), else all: K > 1, a random start, added steps.
     init: "home" the start that loses nothing, "random" the paper's way (all reachable, no home preferred).
-    patch_rank: of the patch that SKIP adds, 0 for none; step_rank: of each step's own delta to a shared module.
+    patch_rank: of the patch that SKIP adds, 0 for none; step_rank: of each step's own delta to a shared module, 0 for
+    none; None where it is not said yet (`with_step_rank`).
     """
 
     mha: int
@@ -34,7 +36,7 @@ class Request:
     init: str = "home"
     reach: str | None = None
     patch_rank: int = 0
-    step_rank: int = 0
+    step_rank: int | None = None
 
     def modules(self, kind: str) -> int:
         return self.mha if kind == "mha" else self.ffn
@@ -113,6 +115,11 @@ def removal_quotas(request: Request, num_layers: int) -> tuple[int, int]:
     check_request(request, num_layers)
     whole = max(0, num_layers - (request.depth or num_layers))  # layers that go with both halves
     return max(num_layers - request.mha, whole), max(num_layers - request.ffn, whole)
+
+
+def with_step_rank(request: Request, width: int) -> Request:
+    """`request` with the usual rank of step deltas for a source of that width, where it names none."""
+    return request if request.step_rank is not None else replace(request, step_rank=min(STEP_RANK, width))
 
 
 def check_request(request: Request, num_layers: int) -> None:
@@ -213,7 +220,7 @@ def choose_homes(importance: "Importance", request: Request) -> HomePlan:
         modules_per_token=request.modules_per_token,
         init=request.init,
         patch_rank=request.patch_rank,
-        step_rank=request.step_rank,
+        step_rank=request.step_rank or 0,
     )
 
 

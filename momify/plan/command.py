@@ -31,7 +31,9 @@ def plan(
         str | None, typer.Option(help="What a running step may choose: all, skip, home; home where K is 1 if left out.")
     ] = None,
     patch_rank: Annotated[int, typer.Option(min=0, help="Rank of what SKIP adds in a removed half's place.")] = 0,
-    step_rank: Annotated[int, typer.Option(min=0, help="Rank of each step's change to a module it shares.")] = 0,
+    step_rank: Annotated[
+        int | None, typer.Option(min=0, help="Rank of each step's change to a module it shares; 16 if left out.")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Search instead: flops<=0.84,kv<=0.5,params<=0.75, as parts of the source's.")
     ] = None,

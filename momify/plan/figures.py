@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 
-from momify.convert.homes import HomePlan, Request, check_request, choose_homes
+from momify.convert.homes import HomePlan, Request, check_request, choose_homes, with_step_rank
 from momify.errors import MomifyError
 from momify.measure.activations import Call, activation_bytes
 from momify.measure.cost import (
@@ -41,6 +41,7 @@ class _Unmeasured:
 def planned_shape(dense: Shape, request: Request) -> Shape:
     """The shape of the MoM that `request` makes of a source. Raises MomifyError for what it cannot give."""
     check_request(request, dense.steps)
+    request = with_step_rank(request, dense.width)
     for name, rank in (("patch_rank", request.patch_rank), ("step_rank", request.step_rank)):
         if not 0 <= rank <= dense.width:
             raise MomifyError(f"{name} is {rank}; use 0 (none) to {dense.width}, the source's width")

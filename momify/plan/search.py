@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-from momify.convert.homes import Request
+from momify.convert.homes import Request, with_step_rank
 from momify.errors import MomifyError
 from momify.measure.cost import Pool, Shape, dense_macs, kv_bytes_per_token, mom_macs, parameters
 from momify.plan.figures import Figures, figures_of, most_usage, planned_shape
@@ -59,7 +59,17 @@ def search(dense: Shape, budget: Budget, tokens: int, few: int = 5) -> list[Cand
     chosen = [*best[: few - len(second)], *second]
     if not chosen:
         raise MomifyError(f"nothing fits {budget_text(budget)}: embeddings and head alone take their part; allow more")
-    return [Candidate(request, figures_of(planned_shape(dense, request), tokens)) for request in chosen]
+    return [_with_deltas(dense, request, budget, tokens) for request in chosen]
+
+
+def _with_deltas(dense: Shape, request: Request, budget: Budget, tokens: int) -> Candidate:
+    """The request with step deltas of the usual rank, or of the largest that the budget has room for."""
+    usual = with_step_rank(request, dense.width).step_rank
+    for asked in (request, *(replace(request, step_rank=rank) for rank in reversed(range(usual)))):
+        found = Candidate(asked, figures_of(planned_shape(dense, asked), tokens))
+        if within(budget, dense, found.figures):
+            break
+    return found
 
 
 def _best(requests: Iterable[Request], layers: int) -> list[Request]:

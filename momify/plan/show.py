@@ -77,8 +77,8 @@ def command(model: str, request: Request, layers: int) -> str:
     for flag, steps in (("--mha-steps", request.mha_steps), ("--ffn-steps", request.ffn_steps)):
         words += [] if steps is None else [flag, steps]
     words += [] if request.reach is None else ["--reach", request.reach]
-    for flag, rank in (("--patch-rank", request.patch_rank), ("--step-rank", request.step_rank)):
-        words += [flag, rank] if rank else []
+    words += ["--patch-rank", request.patch_rank] if request.patch_rank else []
+    words += [] if request.step_rank is None else ["--step-rank", request.step_rank]
     words += [] if request.init == "home" else ["--init", request.init]
     return shlex.join(map(str, words))
 

@@ -125,10 +125,14 @@ def test_a_rank_that_no_map_needs(wrong: dict) -> None:
 def test_a_patch_costs_a_little_and_a_step_more() -> None:
     """A step without attention: bare, with a patch, with another step's module, and that changed by a delta."""
     dense = dense_shape({"n_layer": 3, "n_embd": 16, "vocab_size": 50, "n_positions": 16}, "x")
-    requests = [Request(2, 3), Request(2, 3, patch_rank=4), Request(2, 3, mha_steps=3),
+    requests = [Request(2, 3), Request(2, 3, patch_rank=4), Request(2, 3, mha_steps=3, step_rank=0),
                 Request(2, 3, mha_steps=3, patch_rank=4, step_rank=4)]  # fmt: skip
     bare, patched, reused, adapted = (figures_of(planned_shape(dense, request), tokens=8) for request in requests)
     assert patched.macs - bare.macs == patched.parts["patches"] == 8 * 2 * 16 * 4
     assert patched.kv_bytes == bare.kv_bytes < reused.kv_bytes == adapted.kv_bytes
     assert adapted.macs - reused.macs == adapted.parts["deltas"] == 8 * 2 * 4 * (16 + 48 + 16 + 16)
     assert adapted.parameters["patches"] == 0, "nothing skips"
+    usual, named = (
+        figures_of(planned_shape(dense, Request(2, 3, mha_steps=3, step_rank=rank)), 8) for rank in (None, 16)
+    )
+    assert usual == named, "16, which is the width too"

@@ -1,5 +1,6 @@
 """The search keeps to its budget, by the figures of the plans themselves, and nothing better is left out."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -52,11 +53,24 @@ def test_nothing_better_was_missed(text: str) -> None:
     for mha, ffn, mha_steps, ffn_steps in product(sizes, repeat=4):
         if mha > mha_steps or ffn > ffn_steps:
             continue
-        request = Request(mha, ffn, 5, 1, mha_steps, ffn_steps)
+        request = Request(mha, ffn, 5, 1, mha_steps, ffn_steps, step_rank=0)
         if within(budget, SMALL, figures_of(planned_shape(SMALL, request), 32)):
             best = max(best, worth(request, 5))
     assert best > 0
     assert worth(search(SMALL, budget, 32)[0].request, 5) == best
+
+
+def test_room_that_is_left_goes_into_step_deltas() -> None:
+    """With the usual rank where it fits, else with the largest that does."""
+    dense, ranks = read_shape("gpt2-large"), set()
+    for text in ("flops<=0.84,kv<=0.5,params<=0.75", "params<=0.5", "kv<=0.4,params<=0.6"):
+        for one in search(dense, parse_budget(text), 1024):
+            ranks.add(one.request.step_rank)
+            if one.request.step_rank is not None:
+                more = replace(one.request, step_rank=one.request.step_rank + 1)
+                assert not within(parse_budget(text), dense, figures_of(planned_shape(dense, more), 1024))
+    assert None in ranks
+    assert len(ranks) > 1
 
 
 def test_a_deeper_model_where_more_flops_are_allowed() -> None:
