@@ -61,19 +61,19 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 0}},
     ),
     "few_mha_delta": (
-        "the same, each step with its own change of rank 16",
+        "the same, step changes of rank 16, modules as one layer had them",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16, "merge": False}},
     ),
     "few_mha_delta_4": (
-        "the same, of rank 4, around modules made of all their layers",
+        "the same, step changes of rank 4 around common modules",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 4, "merge": True}},
     ),
     "few_mha_delta_12": (
-        "the same, of rank 12, around modules made of all their layers",
+        "the same, step changes of rank 12 around common modules",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 12, "merge": True}},
     ),
     "few_mha_delta_merged": (
-        "the same, of rank 16: momify's default at these steps",
+        "the same, step changes of rank 16 around common modules: momify's default there",
         {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16, "merge": True}},
     ),
     "few_mha_merged": (
