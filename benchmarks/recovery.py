@@ -32,6 +32,7 @@ from momify.subject import Subject
 
 SMALL = {"mha": 6, "ffn": 9}
 BARE = {"refit_tokens": 0}
+FEW = {"mha": 3, "ffn": 12, "mha_steps": 6}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "control": ("the source, trained on", {"mom": {"mha": 12, "ffn": 12},
@@ -58,27 +59,27 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                                             "train": {"balance": 0.01}}),
     "few_mha_twice": (
         "12 -> 3 attention modules at 6 steps, all 12 feed-forward",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 0}},
+        {"mom": {**FEW, "step_rank": 0}},
     ),
     "few_mha_delta": (
         "the same, step changes of rank 16, modules as one layer had them",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16, "merge": False}},
+        {"mom": {**FEW, "step_rank": 16, "merge": False}},
     ),
     "few_mha_delta_4": (
         "the same, step changes of rank 4 around common modules",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 4, "merge": True}},
+        {"mom": {**FEW, "step_rank": 4, "merge": True}},
     ),
     "few_mha_delta_12": (
         "the same, step changes of rank 12 around common modules",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 12, "merge": True}},
+        {"mom": {**FEW, "step_rank": 12, "merge": True}},
     ),
     "few_mha_delta_merged": (
         "the same, step changes of rank 16 around common modules: momify's default there",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 16, "merge": True}},
+        {"mom": {**FEW, "step_rank": 16, "merge": True}},
     ),
     "few_mha_merged": (
         "the same, no changes, modules start as the mean of their layers",
-        {"mom": {"mha": 3, "ffn": 12, "mha_steps": 6, "step_rank": 0, "merge": True}},
+        {"mom": {**FEW, "step_rank": 0, "merge": True}},
     ),
     "few_mha": ("12 -> 3 attention modules, all 12 feed-forward: momify's default", {"mom": {"mha": 3, "ffn": 12}}),
 }  # fmt: skip

@@ -67,6 +67,8 @@ def check(recipe: Recipe, screen: Screen) -> None:
     if recipe.mom:
         check_request(request_of(recipe.mom), layers)
         check_ranks(recipe.mom, width)
+        if recipe.mom.merge and recipe.mom.init == "random":
+            raise MomifyError("merge follows the homes, which init random leaves aside; use init home, or no merge")
 
 
 def check_ranks(mom: MomBlock, width: int) -> None:

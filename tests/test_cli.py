@@ -215,13 +215,26 @@ def test_convert_puts_patches_in_the_place_of_what_goes(there: Path, momify: Mom
     assert patched.num_parameters() - bare.num_parameters() == 3 * (2 * 32 * 4 + 32)
 
 
+def test_steps_that_share_a_module_differ_unless_told_otherwise(there: Path, momify: Momify) -> None:
+    asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
+    usual = momify(*asked, "--name", "usual")
+    assert "changes to shared modules of rank 16 at 3 attention" in usual.out
+    assert "1 shared modules are made of all the layers that they stand for" in usual.out
+    named = momify(*asked, "--name", "named", "--step-rank", 16, "--merge")
+    bare = momify(*asked, "--name", "bare", "--step-rank", 0)
+    assert usual.code == named.code == bare.code == 0
+    one, other = (load_mom(there / f"runs/{name}/model").state_dict() for name in ("usual", "named"))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert "shared modules" not in bare.out
+
+
 def test_convert_lets_a_shared_module_differ_or_starts_it_as_a_mean(there: Path, momify: Momify) -> None:
     asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
     told = momify(*asked, "--step-rank", 2, "--merge", "--name", "changed")
     assert (told.code, told.err) == (0, ""), told.err
     assert "changes to shared modules of rank 2 at" in told.out
     assert "shared modules are made of all the layers that they stand for" in told.out
-    assert momify(*asked, "--name", "bare").code == 0
+    assert momify(*asked, "--name", "bare", "--step-rank", 0).code == 0
     changed, bare = (load_mom(there / f"runs/{name}/model") for name in ("changed", "bare"))
     assert changed.model.mha_delta.qkv.weight_out.any()
     assert not torch.equal(changed.model.mha.qkv.weight, bare.model.mha.qkv.weight)
@@ -275,6 +288,7 @@ WRONG = [
     (["convert", "src", "--mha", "2", "--ffn", "5"], None, "ffn is 5; the source has 4"),
     ([*CONVERT, "--top-k", "9"], None, "modules_per_token is 9"),
     ([*CONVERT, "--mha-steps", "9"], None, "mha_steps is 9"),
+    ([*CONVERT, "--merge", "--init", "random"], None, "merge follows the homes"),
     ([*CONVERT, "--reach", "far"], None, "mom.reach"),
     ([*CONVERT, "--patch-rank", "33"], None, "patch_rank is 33; the source is 32 wide"),
     ([*CONVERT, "--name", "../up"], None, "run.name"),

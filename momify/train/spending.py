@@ -15,9 +15,7 @@ from momify.measure.stakes import Place
 from momify.model import MomForCausalLM
 from momify.model.outputs import RoutingRecord
 
-_GAIN = (
-    1.0  # logits of threshold for each token too many that runs, as a share: about a quarter of what would do at once
-)
+_GAIN = 1.0  # logits of threshold for each token too many that runs, as a share: a quarter of what would do at once
 _LIFT = 0.1  # logits a step by which a half-step below its floor is made dearer to skip
 
 
