@@ -214,7 +214,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a model, and its source by the same protocol: perplexity, GLUE, XSUM, lm-eval. Writes runs/<name>/eval/."""
-    from momify.recipe import EvalBlock, change_eval, read_settings
+    from momify.overrides import read_settings
+    from momify.recipe import EvalBlock, change_eval
 
     given = {"tasks": listed(tasks), "seeds": listed(seeds), "data_dir": data_dir, "baseline": baseline, "limit": limit}
     given = {key: value for key, value in given.items() if value is not None} | read_settings(settings or [])

@@ -4,7 +4,6 @@ A recipe holds everything that changes numbers; command-line flags say only how 
 `momify validate` and `--help` must answer at once.
 """
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,26 +11,11 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from momify.errors import MomifyError
-from momify.mistakes import first_mistake, one_line, short
+from momify.mistakes import first_mistake, one_line
+from momify.overrides import NOT_YAML, apply_override
+from momify.task_names import check_tasks
 
-# What PyYAML raises for a wrong scalar of a named type (`!!bool perhaps`), besides its own errors.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
 _LONGEST = 1 << 18
-GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-KNOWN_TASKS = ("ppl", "glue", *GLUE_TASKS, "xsum")
-LM_EVAL = "lm_eval:"
-"""Opens the name of a task of EleutherAI's lm-eval."""
-
-
-def check_tasks(tasks: list[str]) -> None:
-    """Raise ValueError for a task that does not exist, naming the nearest that does, and for none at all."""
-    if not tasks:
-        raise ValueError(f"no task is named; known: {', '.join(KNOWN_TASKS)}, {LM_EVAL}NAME")
-    for task in tasks:
-        if task not in KNOWN_TASKS and not (task.startswith(LM_EVAL) and task != LM_EVAL):
-            near = difflib.get_close_matches(task, KNOWN_TASKS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(KNOWN_TASKS)}, {LM_EVAL}NAME"
-            raise ValueError(f"unknown task '{short(task)[1:-1]}'; {hint}")
 
 
 def _no_nul(value: str) -> str:
@@ -340,14 +324,14 @@ def parse_recipe(text: str, name: str, overrides: list[str] | None = None) -> Re
         raise MomifyError(f"recipe {name} has {len(text):,} characters; a recipe is a page, give another file")
     try:
         data = yaml.safe_load(text)
-    except _NOT_YAML as error:
+    except NOT_YAML as error:
         raise MomifyError(f"recipe {name} is not valid YAML: {one_line(error)}") from None
     if data is None:
         raise MomifyError(f"recipe {name} is empty; it needs at least the blocks source, mom and data")
     if not isinstance(data, dict):
         raise MomifyError(f"recipe {name} holds a {type(data).__name__}, not blocks; see recipes/demo.yaml")
     for override in overrides or []:
-        _apply(data, override)
+        apply_override(data, override)
     return make_recipe(data, f"recipe {name}")
 
 
@@ -369,31 +353,6 @@ def change_eval(known: EvalBlock, changes: dict[str, Any]) -> EvalBlock:
         raise MomifyError(first_mistake(error, EvalBlock)) from None
 
 
-def read_settings(settings: list[str]) -> dict[str, Any]:
-    """`key=value` options as a dict; values are read as YAML. Raises MomifyError for one of another form."""
-    data: dict[str, Any] = {}
-    for setting in settings:
-        _apply(data, f"eval.{setting.removeprefix('eval.')}")
-    return data.get("eval", {})
-
-
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `parse_recipe` reads back to the same."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Set `block.key=value` in nested dicts; the value is read as YAML."""
-    path, equals, value = override.partition("=")
-    keys = path.split(".")
-    if not equals or len(keys) < 2 or not all(keys):
-        raise MomifyError(f"override {override!r:.80} is not of the form block.key=value, as in train.steps=100")
-    try:
-        parsed = yaml.safe_load(value)
-    except _NOT_YAML:
-        raise MomifyError(f"override {override!r:.80}: the value is not valid YAML") from None
-    place = data
-    for key in keys[:-1]:
-        inner = place.get(key)
-        place[key] = place = dict(inner) if isinstance(inner, dict) else {}
-    place[keys[-1]] = parsed

@@ -28,6 +28,7 @@ LAYERS = (
     ("data",),
     ("model", "demo", "runs"),
     ("recipe", "screen"),
+    ("overrides", "task_names"),
     ("mistakes",),
     ("files", "processes"),
     ("errors",),

@@ -8,7 +8,8 @@ import pytest
 from momify.errors import MomifyError
 from momify.evaluate.glue_tasks import GLUE
 from momify.evaluate.tasks import make_tasks
-from momify.recipe import GLUE_TASKS, EvalBlock, change_eval
+from momify.recipe import EvalBlock, change_eval
+from momify.task_names import GLUE_TASKS
 
 from .conftest import Write
 from .test_run import Counting
