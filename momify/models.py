@@ -141,6 +141,20 @@ def write_model(
         write_json(temporary / PROVENANCE, provenance)
 
 
+def step_layers(provenance: Mapping[str, Any]) -> list[int | None] | None:
+    """The source layer that each step of a converted model stands for, None for an added one.
+
+    None where none stands for any: routers that start at random, and models without a plan. Raises MomifyError for
+    what momify did not write.
+    """
+    plan = provenance.get("plan", {})
+    layers = None if plan.get("init") == "random" else plan.get("step_layers")
+    known = [layer for layer in layers if layer is not None] if isinstance(layers, list) else []
+    if layers is not None and not (known and all(type(layer) is int for layer in known)):
+        raise MomifyError(f"{PROVENANCE}: plan.step_layers is {layers!r:.80}; convert the source again")
+    return layers
+
+
 def read_provenance(folder: Path) -> dict[str, Any]:
     """momify.json of a model folder, empty where there is none. Raises MomifyError for what momify did not write."""
     path = inside(Path(folder), PROVENANCE)

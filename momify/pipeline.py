@@ -30,7 +30,16 @@ from momify.files import read_json, whole_folder, write_text
 from momify.measure.budget import check_budget
 from momify.measure.paths import Paths, leave_one_out, trace_paths
 from momify.model import MomForCausalLM
-from momify.models import load_dense, load_model, load_mom, load_teacher, locate, read_provenance, write_model
+from momify.models import (
+    load_dense,
+    load_model,
+    load_mom,
+    load_teacher,
+    locate,
+    read_provenance,
+    step_layers,
+    write_model,
+)
 from momify.processes import count, first_then_others, is_first
 from momify.recipe import DataBlock, MomBlock, Recipe, Scratch, TrainBlock
 from momify.report.data import Looks
@@ -110,6 +119,7 @@ def train(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Sto
 def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Stopped | None:
     """Phase 1: train a dense GPT-2 from random weights into `run.source`; without it, those weights as they are."""
     scratch, settings = recipe.source.scratch, recipe.source.scratch.train or recipe.train
+    settings = settings.model_copy(update={"hidden": 0.0, "stand_ins_first": 0.0})  # a train block of both phases
     with first_then_others():
         corpus = read_corpus(recipe.data)
         tokenizer = tokenizer_of(scratch, corpus, run, screen)
@@ -307,7 +317,7 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     set_seed(recipe.run.seed)
     screen.say(f"phase 2: {settings.steps:,} steps of {settings.batch_size * data.block_length:,} tokens")
     place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume, screen.say)
-    if stopped := fit(model, teacher, data, settings, place):
+    if stopped := fit(model, teacher, data, settings, place, step_layers(provenance)):
         return stopped
     tokens = settings.steps * settings.batch_size * data.block_length * count()
     provenance |= {"trained": {"steps": settings.steps, "tokens": tokens}, "recipe": recipe.model_dump()}

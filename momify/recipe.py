@@ -79,6 +79,9 @@ class TrainBlock(Block):
     """Weight of the Kullback-Leibler divergence from the source's predictions (phase 2)."""
     cross_entropy: Weight = 0.0
     """Weight of the next-token loss (phase 1 uses nothing else)."""
+    hidden: Weight = 0.0
+    """Weight of the squared error to the source's residual, relative to its variance, wherever the MoM's stands for it
+    (phase 2)."""
     balance: Weight = 0.0
     """Weight of the load-balance loss over routed modules (the paper: 0.01)."""
     dropout: Share = 0.0
@@ -90,6 +93,9 @@ class TrainBlock(Block):
     """Weight of the loss by which routers learn what skipping would cost (it moves routers only)."""
     budget: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the reachable MACs held while training, by the threshold of SKIP; null: that of mom.budget."""
+    stand_ins_first: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps at the beginning in which only what conversion added learns: patches, step deltas, routers
+    where they are taught (phase 2)."""
     gradient_checkpointing: bool = False
     """Compute each step's activations a second time instead of keeping them: less memory, a third more time."""
     log_every: Positive = 10
@@ -111,6 +117,8 @@ class TrainBlock(Block):
             raise ValueError("distill and cross_entropy are both 0: nothing would be learned")
         if self.fsdp and self.optimizer == "muon":
             raise ValueError("optimizer muon needs whole matrices, which fsdp shards; use optimizer adamw, or no fsdp")
+        if self.fsdp and self.stand_ins_first:
+            raise ValueError("fsdp saves optimizer state of all weights or none; use stand_ins_first 0, or no fsdp")
         return self
 
 
@@ -140,6 +148,8 @@ class Scratch(Block):
     def _consistent(self) -> "Scratch":
         if self.train and not self.pretrain:
             raise ValueError("train sets phase 1, which pretrain false leaves out; remove one of them")
+        if self.train and (self.train.hidden or self.train.stand_ins_first):
+            raise ValueError("train is phase 1, which has no source for hidden and stand_ins_first; set both to 0")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
@@ -288,12 +298,17 @@ class Recipe(Block):
             raise ValueError("a budget corrects whole routers, which train.fsdp shards; leave one of them out")
         if self.mom is None and self.source.scratch is None:
             raise ValueError("nothing to do: add a mom block, or source.scratch to train a dense model")
+        if self.mom is None and (self.train.hidden or self.train.stand_ins_first):
+            raise ValueError("train.hidden and train.stand_ins_first are of phase 2: add a mom block, or set both to 0")
+        if self.mom and self.mom.init == "random" and self.train.hidden:
+            raise ValueError("train.hidden compares steps with the layers they stand for, which mom.init random leaves "
+                             "aside; use init home, or train.hidden 0")  # fmt: skip
         if self.source.scratch and not self.source.scratch.pretrain:
             if self.mom is None:
                 raise ValueError("nothing to do: source.scratch.pretrain is false and there is no mom block")
-            if self.train.distill:
+            if self.train.distill or self.train.hidden:
                 raise ValueError("source.scratch.pretrain false leaves no source to learn from; "
-                                 "set train.distill 0 and train.cross_entropy 1")  # fmt: skip
+                                 "set train.distill and train.hidden 0, train.cross_entropy 1")  # fmt: skip
         return self
 
     @property

@@ -37,13 +37,16 @@ class Pass:
 
 @dataclass(frozen=True)
 class Sight:
-    """The tokens before a half-step with a choice, for who wants to look: `home_update` and `patch_update` read it."""
+    """The residual before a half-step, or behind the last one, for who wants to look.
+
+    The rest is what `home_update` and `patch_update` read; the router is None where tokens have no choice.
+    """
 
     x: Tensor  # (n, D)
-    x_hat: Tensor  # (n, D)
-    half: HalfStep
-    router: StepRouter
-    shared: Pass
+    half: HalfStep | None = None  # None behind the last
+    x_hat: Tensor | None = None  # (n, D), None behind the last
+    router: StepRouter | None = None
+    shared: Pass | None = None  # None behind the last
 
 
 Observe = Callable[[Sight], None]
@@ -64,8 +67,8 @@ def run_half(x: Tensor, half: HalfStep, shared: Pass) -> tuple[Tensor | None, Re
     """What one half-step adds to x (n, D), None for nothing; and what it leaves for the outputs."""
     x_hat = normalise(x, shared)
     router = None if half.route is None else shared.routers[half.kind][half.route]
-    if shared.observe is not None and router is not None:
-        shared.observe(Sight(x, x_hat, half, router, shared))
+    if shared.observe is not None:
+        shared.observe(Sight(x, half, x_hat, router, shared))
     return execute(x_hat, half, pick(x_hat, half, router, shared.choosing), shared)
 
 

@@ -23,7 +23,7 @@ from .attention import Scene
 from .cache import count_tokens
 from .config import Kind, MomConfig
 from .dispatch import choose_backend
-from .half import Observe, Pass, Report, record, run_half
+from .half import Observe, Pass, Report, Sight, record, run_half
 from .layout import HalfStep, half_steps
 from .low_rank import FfnDelta, LowRank, MhaDelta
 from .outputs import CACHE, MomCausalLMOutput, MomModelOutput
@@ -123,8 +123,8 @@ class MomModel(MomPreTrainedModel):
 
         past_key_values and cache are one thing, by the name that transformers had until 5.23 and has since.
         attention_mask (B, S) marks padding by 0; positions count its ones unless position_ids are given. `observe` is
-        shown the tokens before each half-step with a choice. Raises ValueError for neither or both inputs, too many
-        tokens, or attentions asked of another than eager.
+        shown the residual before each half-step and behind the last. Raises ValueError for neither or both inputs, too
+        many tokens, or attentions asked of another than eager.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and not both")
@@ -240,6 +240,8 @@ class MomModel(MomPreTrainedModel):
             else:
                 x, done = run(x)
             reports.extend(done)
+        if shared.observe is not None:
+            shared.observe(Sight(x.reshape(-1, x.shape[-1])))
         x = self.ln_f(x)
         return x, (*hidden, x) if keep_hidden else None, reports
 

@@ -1,6 +1,6 @@
 """One training from a recipe's train block: build the Trainer, resume or start, give the trained model back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from momify.recipe import TrainBlock
 from momify.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
 from momify.train.checkpoints import drop_after, newest_whole, read_seal, sweep
 from momify.train.guards import Rollback, UnfitStepsError, read_rollback, write_rollback
+from momify.train.hidden import VARIANCE_TOKENS, HiddenGoal, matching_depths, source_variances
 from momify.train.spending import BudgetHold, take_threshold
+from momify.train.stand_ins import count_added, steps_alone
 from momify.train.supervise import Supervision
 from momify.train.tensorboard import TensorBoardFile
 from momify.train.trainer import HeldOut, LossWeights, MomTrainer, RoutingAids
@@ -62,16 +64,24 @@ class Stopped:
 
 
 def fit(
-    model: PreTrainedModel, teacher: PreTrainedModel | None, data: TokenData, settings: TrainBlock, place: Place
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    data: TokenData,
+    settings: TrainBlock,
+    place: Place,
+    step_layers: Sequence[int | None] | None = None,
 ) -> Stopped | None:
     """Train `model` in place: phase 2 from `teacher`, or phase 1 (next-token loss alone) where that is None.
 
+    step_layers: the teacher's layer that each step of a MoM stands for, None for an added one; train.hidden needs it.
     After three steps in a row whose loss or gradient is not finite it goes back to the checkpoint before them, with a
     lower learning rate. Raises MomifyError when that does not help, when blocks are longer than the model's positions,
     or when the vocabularies differ. With train.fsdp the model comes out sharded; its last checkpoint is whole.
     """
     check_length(model, data)
     check_vocabularies(model, teacher)
+    if teacher is None and (settings.hidden or settings.stand_ins_first):
+        raise MomifyError("train.hidden and train.stand_ins_first are of phase 2, with a source; set both to 0")
     with first_then_others():
         if is_first():
             sweep(place.checkpoints)
@@ -84,7 +94,7 @@ def fit(
             drop_after(place.checkpoints, read_seal(start).step if start else 0)
             write_rollback(place.checkpoints, rollback)
         try:
-            return fit_from(start, Course(model, teacher, data, settings, place, rollback.lr_factor))
+            return fit_from(start, Course(model, teacher, data, settings, place, step_layers, rollback.lr_factor))
         except UnfitStepsError as error:
             rollback, below = rollback.again(error), error.first
             _say_back(error, rollback, settings, place)
@@ -99,6 +109,7 @@ class Course:
     data: TokenData
     settings: TrainBlock
     place: Place
+    step_layers: Sequence[int | None] | None = None
     lr_factor: float = 1.0
 
 
@@ -153,7 +164,10 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
     if isinstance(model.config, MomConfig):
         callbacks.append(RouterWatch(model.config, place.say))
     freeze_idle(model, settings)
-    routed = LossWeights(settings.distill, settings.cross_entropy, settings.balance, settings.supervise)
+    alone = steps_alone(model, settings)
+    if alone:
+        place.say(f"the first {alone:,} steps teach only what stands in: {count_added(model):,} parameters")
+    routed = LossWeights(**{name: getattr(settings, name) for name in LossWeights.__dataclass_fields__})
     aids = routing_aids(course)
     if aids.hold:
         callbacks.insert(0, aids.hold)  # before the files: it adds to what they write
@@ -168,6 +182,8 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
         teacher=course.teacher,
         muon=settings.optimizer == "muon",
         routing=aids,
+        goal=hidden_goal(course, arguments.device) if settings.hidden else None,
+        steps_alone=alone,
         lr_factor=course.lr_factor,
         say=place.say,
     )
@@ -198,6 +214,19 @@ def routing_aids(course: Course) -> RoutingAids:
         check_share(budget, settings.budget, places)
         hold = BudgetHold(model, budget, places, settings.budget)
     return RoutingAids(supervision, hold)
+
+
+def hidden_goal(course: Course, device: torch.device) -> HiddenGoal:
+    """What train.hidden asks for, measured on `device`. Raises MomifyError where there is nothing to compare."""
+    teacher, config, length = course.teacher.eval().to(device), course.model.config, course.data.block_length
+    depths = matching_depths(config, course.step_layers, teacher.config.n_layer)
+    if teacher.config.n_embd != config.hidden_size:
+        raise MomifyError(
+            f"train.hidden compares residuals, but the model's is {config.hidden_size} wide and its source's "
+            f"{teacher.config.n_embd}; convert from the source that it is to learn from"
+        )
+    blocks = course.data.spread_blocks(-(-VARIANCE_TOKENS // length))
+    return HiddenGoal(depths, source_variances(teacher, depths.values(), blocks))
 
 
 def freeze_idle(model: PreTrainedModel, settings: TrainBlock) -> None:

@@ -53,7 +53,9 @@ class Lesson:
         self._untouched: dict[Place, Tensor] = {}
 
     def __call__(self, sight: Sight) -> None:
-        """Compare what the router says with what it would cost, at the half-steps drawn."""
+        """Compare what the router says with what it would cost, at the half-steps drawn that have one."""
+        if sight.router is None:
+            return
         place = sight.half.kind, sight.half.step
         if place in self.places:
             self._losses[place] = self._compare(place, sight)

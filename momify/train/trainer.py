@@ -1,6 +1,7 @@
 """transformers' Trainer with what momify adds: the weighted losses and held-out perplexity; see sturdy.py too."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,11 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from momify.evaluate.perplexity import Protocol, perplexity
+from momify.model.half import Observe, Sight
 from momify.train.head_loss import HeadLoss, Teacher
+from momify.train.hidden import HiddenGap, HiddenGoal, residuals
 from momify.train.losses import balance_loss, next_token_loss
 from momify.train.optimizer import Muon, parameter_groups
 from momify.train.routing_log import routing_sums
 from momify.train.spending import BudgetHold
+from momify.train.stand_ins import hold_back
 from momify.train.sturdy import SturdyTrainer
 from momify.train.supervise import Lesson, Supervision
 
@@ -25,6 +29,7 @@ class LossWeights:
     cross_entropy: float = 1.0
     balance: float = 0.0
     supervise: float = 0.0
+    hidden: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,13 @@ class MomTrainer(SturdyTrainer):
         teacher: PreTrainedModel | None = None,
         muon: bool = False,
         routing: RoutingAids | None = None,
+        goal: HiddenGoal | None = None,
+        steps_alone: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.weights, self.held_out, self.muon = weights, held_out, muon
-        self.routing = routing or RoutingAids()
+        self.routing, self.goal, self.steps_alone = routing or RoutingAids(), goal, steps_alone
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
 
     def compute_loss(
@@ -78,34 +85,51 @@ class MomTrainer(SturdyTrainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """The weighted loss of a batch of input_ids and labels (B, T)."""
-        routed = self.teacher is not None
-        sums: dict[str, Tensor] = {}
-        lesson = self.routing.lesson() if self.weights.supervise else None
-        extra = {}
-        if routed:
-            extra = {"output_router_logits": True, "head_loss": self._head_loss(inputs), "observe": lesson}
-        outputs = model(input_ids=inputs["input_ids"], use_cache=False, **extra)
-        if routed:
-            loss, parts = outputs.loss, {"cross_entropy": outputs.loss_parts[1]}
-            if self.weights.distill:
-                parts["distill"] = outputs.loss_parts[0]
+        if self.teacher is not None:
+            loss, outputs = self._taught_loss(model, inputs)
         else:
-            parts = {"cross_entropy": next_token_loss(outputs.logits, inputs["labels"])}
-            loss = self.weights.cross_entropy * parts["cross_entropy"]
-        if routed:
-            choices = [record for record in outputs.routing if record.routed]
-            sums = routing_sums(choices, outputs.router_logits)
-            if self.weights.balance and choices:
-                pairs = zip(outputs.router_logits, choices, strict=True)
-                parts["balance"] = torch.stack([balance_loss(logits, r.modules) for logits, r in pairs]).mean()
-                loss = loss + self.weights.balance * parts["balance"]
-            if lesson is not None:
-                parts["supervise"] = lesson.loss()
-                loss = loss + self.weights.supervise * parts["supervise"]
-            if self.routing.hold is not None and model.training:
-                self.routing.hold.note(choices)
-        self.tally.add({"loss": loss, **parts}, sums)
+            outputs = model(input_ids=inputs["input_ids"], use_cache=False)
+            cross_entropy = next_token_loss(outputs.logits, inputs["labels"])
+            loss = self.weights.cross_entropy * cross_entropy
+            self.tally.add({"loss": loss, "cross_entropy": cross_entropy}, {})
         return (loss, outputs) if return_outputs else loss
+
+    def _taught_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """The weighted loss of a MoM beside its teacher, and what the MoM gave."""
+        weights = self.weights
+        lesson = self.routing.lesson() if weights.supervise else None
+        head_loss, gap = self._ask_teacher(inputs)
+        watching = tuple(observer for observer in (lesson, gap) if observer is not None)
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            use_cache=False,
+            output_router_logits=True,
+            head_loss=head_loss,
+            observe=partial(_show, watching) if watching else None,
+        )
+        choices = [record for record in outputs.routing if record.routed]
+        loss, parts = outputs.loss, {"cross_entropy": outputs.loss_parts[1]}
+        if weights.distill:
+            parts["distill"] = outputs.loss_parts[0]
+        more = {}
+        if weights.balance and choices:
+            pairs = zip(outputs.router_logits, choices, strict=True)
+            more["balance"] = torch.stack([balance_loss(logits, r.modules) for logits, r in pairs]).mean()
+        if lesson is not None:
+            more["supervise"] = lesson.loss()
+        if gap is not None:
+            more["hidden"] = gap.loss()
+        for name, part in more.items():
+            loss = loss + getattr(weights, name) * part
+        if self.routing.hold is not None and model.training:
+            self.routing.hold.note(choices)
+        self.tally.add({"loss": loss, **parts, **more}, routing_sums(choices, outputs.router_logits))
+        return loss, outputs
+
+    def _judge_step(self, model: torch.nn.Module) -> None:
+        if self.state.global_step < self.steps_alone:
+            hold_back(self.accelerator.unwrap_model(model).named_parameters())
+        super()._judge_step(model)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, or Muon for the matrices of the blocks."""
@@ -117,14 +141,16 @@ class MomTrainer(SturdyTrainer):
         self.optimizer = Muon(groups, lr=self.args.learning_rate, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
-    def _head_loss(self, inputs: dict[str, Tensor]) -> HeadLoss:
-        """The losses that need the head, with what the teacher says where it is asked."""
-        weights, teacher = self.weights, None
-        if weights.distill:
-            with torch.no_grad(), self.compute_loss_context_manager():
+    def _ask_teacher(self, inputs: dict[str, Tensor]) -> tuple[HeadLoss, HiddenGap | None]:
+        """The losses that need the head, and that of the residual, with what the teacher says where it is asked."""
+        weights, teacher, gap = self.weights, None, None
+        if weights.distill or self.goal:
+            depths = self.goal.depths.values() if self.goal else ()
+            with torch.no_grad(), self.compute_loss_context_manager(), residuals(self.teacher, depths) as seen:
                 body = self.teacher.base_model(input_ids=inputs["input_ids"], use_cache=False)
             teacher = Teacher(body.last_hidden_state, self.teacher.get_output_embeddings().weight)
-        return HeadLoss(inputs["labels"], weights.cross_entropy, weights.distill, teacher)
+            gap = HiddenGap(self.goal, seen) if self.goal else None
+        return HeadLoss(inputs["labels"], weights.cross_entropy, weights.distill, teacher), gap
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss and the routing since the last log, then log as the Trainer does."""
@@ -141,3 +167,8 @@ class MomTrainer(SturdyTrainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _show(observers: tuple[Observe, ...], sight: Sight) -> None:
+    for observer in observers:
+        observer(sight)

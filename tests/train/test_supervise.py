@@ -88,6 +88,8 @@ def test_routers_learn_what_skipping_costs(model, ids):
     said, true = {}, {}
 
     def look(sight):
+        if sight.router is None:
+            return
         place = sight.half.kind, sight.half.step
         change = patch_update(sight.x_hat, sight.half, sight.shared) - home_update(
             sight.x_hat, sight.half, sight.shared
