@@ -2,8 +2,10 @@
 
 Every module is kept; a half-step's SKIP has a patch (`mom.patch_rank`), fitted on the residuals that the compressed
 model has there. For each pair of shares of attention and feed-forward work that is skipped: whole half-layers (static),
-random tokens, the tokens whose patch costs least (oracle: not to be had, as it runs the module to know), those that a
-fitted router picks (momify/convert/routers.py). Ratios are perplexities over the source's on held-out blocks, float32.
+random tokens, those that a fitted router picks (momify/convert/routers.py), the tokens whose skipping costs least
+(oracle: not to be had, as it runs the module, and the source, to know). "own": a patch stands in for its own module and
+nothing else is fitted; otherwise patches and what runs aim at the source's residual. Ratios are perplexities over the
+source's on held-out blocks, float32.
 
     python benchmarks/routing.py --source builtin:demo --data builtin:demo
     python benchmarks/routing.py --train 300
@@ -16,39 +18,31 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
+from routed_training import train_table
 from torch import Tensor
 
-from momify.convert.assemble import RouterSettings, assemble, network_of
+from momify.convert.assemble import assemble, network_of
 from momify.convert.homes import Request, choose_homes
 from momify.convert.importance import Importance, measure_importance
 from momify.convert.network import Network
 from momify.convert.refit import Fitting, refit
-from momify.convert.routers import Line, fit_line, fit_patch
-from momify.convert.source import Source, open_source, read_config
-from momify.convert.walk import Fork, halves, split, walk
+from momify.convert.routers import Line, Parts, everyone, fit_line, fit_patch, twin
+from momify.convert.source import Source, open_source
+from momify.convert.walk import Decide, Fork, halves, split, walk
 from momify.data.blocks import load_tokens
 from momify.data.tokenizer import load_tokenizer
-from momify.evaluate.results import read_results
-from momify.measure.cost import dense_macs, kv_bytes_per_token, mom_macs, parameters
-from momify.measure.routing import realised
 from momify.measure.stakes import Place, loss_metrics, stakes
 from momify.model import MomForCausalLM
 from momify.model.layout import HalfStep
-from momify.models import load_mom, locate
-from momify.pipeline import EvalOptions, evaluate_ppl, train
-from momify.recipe import DataBlock, Recipe, make_recipe
-from momify.runs import opened_run
-from momify.screen import Screen
-from momify.subject import Subject
+from momify.models import locate
+from momify.recipe import DataBlock
 
 SHARES = ((0.25, 0.25), (0.5, 0.25), (0.5, 0.5))
 KINDS = ("mha", "ffn")
 _WALKS = 4  # until the thresholds and what they change have found each other
-_TURNS = 2
+_TURNS = 1
 
 
 @dataclass
@@ -57,6 +51,7 @@ class Policy:
 
     model: MomForCausalLM
     metrics: dict[Place, Tensor]
+    parts: Parts | None = None  # what is fitted towards the source's residual; None: patches alone, to their modules
     thresholds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, -math.inf))
     scores: dict[Place, Tensor] = field(default_factory=dict)
     lines: dict[Place, Line] = field(default_factory=dict)
@@ -77,15 +72,20 @@ class Policy:
         return [one < self.thresholds[half.kind] for one in scores]
 
     def fit(self, half: HalfStep, sights: list[Fork]) -> list[Tensor]:
-        """Fit the patch to those who take it, and the score, in turns; then choose."""
-        skips = [torch.ones(len(fork.x), dtype=torch.bool) for fork in sights]
-        for _ in range(1 + _TURNS):
-            if sum(int(skip.sum()) for skip in skips) < 0.03 * sum(map(len, skips)):
-                break
-            fit_patch(self.model, half, sights, skips)
+        """Fit the patch to those who take it, the home to the others, and the score, in turns; then choose."""
+        skips = everyone(sights)
+        for turn in range(1 + _TURNS):
+            if self.parts is not None and turn:
+                self.parts.fit(half, sights, skips)
+            elif sum(int(skip.sum()) for skip in skips) >= 0.03 * sum(map(len, skips)):
+                fit_patch(self.model, half, sights, skips)
             self.learn((half.kind, half.step), sights)
             skips = self.choose(half, sights)
         return skips
+
+    def over(self, tokens: Tensor, decide: Decide) -> list[Tensor]:
+        """A walk over tokens (S, T), beside the source where something aims at it."""
+        return walk(self.model, tokens, decide, None if self.parts is None else self.parts.before)
 
     def cost(self, place: Place, fork: Fork) -> Tensor:
         """(n,) nats that the patch in the module's place costs."""
@@ -119,10 +119,13 @@ class Random(Policy):
 
 
 class Oracle(Policy):
-    """The tokens whose patch costs least."""
+    """The tokens whose skipping costs least, beyond what running costs them."""
 
     def score(self, place: Place, fork: Fork) -> Tensor:
-        return self.cost(place, fork).log()
+        if fork.goal is None:
+            return self.cost(place, fork)
+        skip, run = (stakes(way - fork.goal, fork.x, self.metrics[place]) for way in (fork.patch, fork.home))
+        return skip - run
 
 
 class Routed(Policy):
@@ -154,11 +157,11 @@ class Texts:
 def measured(policy: Policy, shares: Sequence[float], texts: Texts) -> float:
     """Held-out loss of a policy at these shares: fitted on one text, thresholds found on the other, without labels."""
     for _ in range(_WALKS):
-        walk(policy.model, texts.fit, policy.fit)
+        policy.over(texts.fit, policy.fit)
         policy.settle(shares)
-    walk(policy.model, texts.fit, policy.fit)
+    policy.over(texts.fit, policy.fit)
     for _ in range(_WALKS):
-        walk(policy.model, texts.judge, policy.choose)
+        policy.over(texts.judge, policy.choose)
         policy.settle(shares)
     return loss(policy, texts.judge)
 
@@ -167,18 +170,18 @@ def measured(policy: Policy, shares: Sequence[float], texts: Texts) -> float:
 def loss(policy: Policy, tokens: Tensor) -> float:
     """Mean loss in nats per token of a walk over tokens (S, T)."""
     model, total = policy.model, 0.0
-    for batch, x in zip(split(tokens), walk(model, tokens, policy.choose), strict=True):
+    for batch, x in zip(split(tokens), policy.over(tokens, policy.choose), strict=True):
         logits = model.lm_head(model.model.ln_f(x)).unflatten(0, batch.shape)
         part = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
         total += float(part)
     return total / (tokens.shape[0] * (tokens.shape[1] - 1))
 
 
-def make_model(source: Source, rank: int, skipped_keys: str = "home") -> MomForCausalLM:
+def make_model(source: Source, rank: int) -> MomForCausalLM:
     """The source with all of its modules, each of which may be skipped for a patch of this rank."""
     total = source.config.n_layer
     plan = choose_homes(Importance.unmeasured(total), Request(total, total, reach="skip", patch_rank=rank))
-    return assemble(source, network_of(source), plan, routers=RouterSettings(skipped_keys=skipped_keys))
+    return assemble(source, network_of(source), plan)
 
 
 def static_choices(source: Source, quotas: tuple[int, int], policy: Policy, texts: Texts) -> list[frozenset[Place]]:
@@ -190,7 +193,7 @@ def static_choices(source: Source, quotas: tuple[int, int], policy: Policy, text
 
     def note(half: HalfStep, sights: list[Fork]) -> list[Tensor]:
         place = half.kind, half.step
-        fit_patch(policy.model, half, sights, [torch.ones(len(f.x), dtype=torch.bool) for f in sights])
+        fit_patch(policy.model, half, sights, everyone(sights))
         costs[place] = float(torch.cat([policy.cost(place, f) for f in sights]).mean())
         return [torch.zeros(len(f.x), dtype=torch.bool) for f in sights]
 
@@ -219,10 +222,18 @@ def best_static(
     return min(found)[1]
 
 
-POLICIES: dict[str, tuple[type[Policy], str]] = {
-    "random": (Random, "home"), "router": (Routed, "home"), "oracle": (Oracle, "home"),
-    "router, keys masked": (Routed, "masked"), "oracle, keys masked": (Oracle, "masked"),
+POLICIES: dict[str, tuple[type[Policy], bool]] = {
+    "random": (Random, True), "router, own": (Routed, False), "oracle, own": (Oracle, False),
+    "router": (Routed, True), "oracle": (Oracle, True),
 }  # fmt: skip
+"""Who chooses, and whether patches and what runs aim at the source's residual."""
+
+
+def make_policy(name: str, source: Source, rank: int, metrics: dict[Place, Tensor]) -> Policy:
+    """One of POLICIES on a model of its own."""
+    kind, aims = POLICIES[name]
+    model = make_model(source, rank)
+    return kind(model, metrics, Parts(model, twin(model)) if aims else None)
 
 
 def refitted_static(source: Source, rank: int, shares: Sequence[float], texts: Texts) -> float:
@@ -251,87 +262,28 @@ def table(source: Source, rank: int, texts: Texts, policies: Sequence[str]) -> N
     print(
         "| skipped, attention / feed-forward | static | static, the rest refitted | "
         + " | ".join(policies)
-        + " | of the way |"
+        + " | of the way | to the oracle, own |"
     )
-    print("|---|" + "---:|" * (3 + len(policies)), flush=True)
+    print("|---|" + "---:|" * (4 + len(policies)), flush=True)
     for shares in SHARES:
         losses = {"static": best_static(source, rank, shares, texts, metrics)}
         losses["refitted"] = refitted_static(source, rank, shares, texts)
         for name in policies:
-            kind, keys = POLICIES[name]
-            policy = kind(make_model(source, rank, keys), metrics)
+            policy = make_policy(name, source, rank, metrics)
             losses[name] = measured(policy, shares, texts)
             quality = policy.quality if name == "router" else quality
         start = min(losses["static"], losses["refitted"])
-        way = (start - losses["router"]) / (start - losses["oracle"])
+        ways = [(start - losses["router"]) / (start - losses[goal]) for goal in ("oracle", "oracle, own")]
         cells = [f"{math.exp(one - base):.3f}" for one in losses.values()]
-        print(f"| {shares[0]:.0%} / {shares[1]:.0%} | " + " | ".join([*cells, f"{way:.0%}"]) + " |", flush=True)
+        print(
+            f"| {shares[0]:.0%} / {shares[1]:.0%} | " + " | ".join([*cells, *(f"{way:.0%}" for way in ways)]) + " |",
+            flush=True,
+        )
     print("\nR2 of the router's log cost on the judged text, at the last shares:")
     for kind in KINDS:
         print(
             f"  {kind}: " + " ".join(f"{quality[kind, half.step]:.2f}" for half in halves(model) if half.kind == kind)
         )
-
-
-def trained_rows(layers: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Models of about three quarters of a source's MACs: three quarters of its attention, the rest as each row says."""
-    kept = {"mha": layers * 3 // 4, "patch_rank": 16}
-    saved = 2 * layers * 3 / 4  # half-layers' worth of MACs
-    budget = round(saved / (kept["mha"] + layers), 3)
-    routed = {**kept, "ffn": layers, "budget": budget}
-    return {
-        "static": ("half-layers left out for good, patched", {"mom": {**kept, "ffn": layers * 3 // 4}}),
-        "supervised": (
-            "feed-forward routed, routers fitted and supervised",
-            {"mom": routed, "train": {"supervise": 0.1}},
-        ),
-        "fitted": ("feed-forward routed, routers fitted and frozen", {"mom": routed}),
-    }
-
-
-def train_table(given: argparse.Namespace) -> None:
-    """Print what each row recovers, row by row as it comes; a finished run is read, not trained again."""
-    print("| | parameters | MACs | KV | before | after | source |\n|---|---:|---:|---:|---:|---:|---:|", flush=True)
-    dense = read_config(locate(given.source))
-    for name, (title, changes) in trained_rows(dense.n_layer).items():
-        if name not in given.rows.split(","):
-            continue
-        values = {
-            "run": {"name": name, "seed": given.seed, "dir": str(given.out / f"{name}-{given.train}-{given.seed}")},
-            "source": {"model": given.source},
-            "mom": {"refit_tokens": 32_768, **changes["mom"]},
-            "data": {"train": given.data, "valid": given.valid, "block_length": given.block},
-            "train": {"steps": given.train, "batch_size": 4, "optimizer": "muon", "learning_rate": 1e-3,
-                      "save_every": given.train, "keep": 1, **changes.get("train", {})},
-            "eval": {"limit": given.windows},
-        }  # fmt: skip
-        recipe, screen = make_recipe(values, name), Screen(Console(stderr=True), quiet=True)
-        with opened_run(recipe, resume=(recipe.folder / "recipe.yaml").is_file()) as run:
-            train(recipe, run, screen, resume=True)
-            evaluate_ppl(Subject(name, run.model, "mom", run, recipe), EvalOptions(limit=given.windows), screen)
-        kept = {
-            entry.role: entry.score.metrics["perplexity"] for entry in read_results(run.folder / "eval" / "ppl.json")
-        }
-        model = load_mom(run.model)
-        costs = [
-            parameters(model.config).total / parameters(dense).total,
-            spent_macs(model, given, recipe) / dense_macs(dense, 1, given.block).total,
-            kv_bytes_per_token(model.config) / kv_bytes_per_token(dense),
-        ]
-        ratios = [kept["start"] / kept["source"], kept["mom"] / kept["source"]]
-        cells = [f"{one:.3f}" for one in (*costs, *ratios)] + [f"{kept['source']:.2f}"]
-        print(f"| {title} (`{name}`) | " + " | ".join(cells) + " |", flush=True)
-
-
-@torch.inference_mode()
-def spent_macs(model: MomForCausalLM, given: argparse.Namespace, recipe: Recipe) -> float:
-    """MACs of a block as it was routed, mean over 64 held-out blocks."""
-    tokens = load_tokens(recipe.data, load_tokenizer(locate(given.source))).valid_tensor(64 * given.block)
-    blocks, total = tokens[: len(tokens) // given.block * given.block].view(-1, given.block), 0.0
-    for block in blocks.split(4):
-        routing = model(input_ids=block, output_router_logits=True, use_cache=False).routing
-        total += mom_macs(model.config, len(block), given.block, realised(routing, block.numel())).total
-    return total / len(blocks)
 
 
 def main() -> None:
@@ -344,7 +296,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16, help="of the patches")
     parser.add_argument("--fit-tokens", type=int, default=16_384)
     parser.add_argument("--judge-tokens", type=int, default=16_384)
-    parser.add_argument("--few", action="store_true", help="static, router and oracle alone")
+    parser.add_argument("--few", action="store_true", help="without random tokens")
     parser.add_argument("--train", type=int, default=0, help="steps of 4 blocks; 0: the yardstick without training")
     parser.add_argument("--rows", default="static,supervised,fitted", help="of --train")
     parser.add_argument("--windows", type=int, default=256, help="held-out blocks scored after --train")
@@ -360,7 +312,7 @@ def main() -> None:
     judge = data.valid_tensor(given.judge_tokens)
     judge = judge[: len(judge) // given.block * given.block].view(-1, given.block)
     texts = Texts(data.spread_blocks(given.fit_tokens // given.block), judge)
-    table(open_source(folder), given.rank, texts, ["router", "oracle"] if given.few else list(POLICIES))
+    table(open_source(folder), given.rank, texts, [name for name in POLICIES if name != "random" or not given.few])
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ home; SKIP's logit is 0. A token skips where that costs less than exp(config.rou
 reachable MACs: one number for all half-steps spends the budget where it matters most, and shifting it afterwards gives
 other budgets.
 
-A patch has to stand in for those who take it only: in turns it is fitted to the tokens that skip (reduced-rank ridge
-regression of what the module adds) and the router to what it then costs.
+In turns with its router, a half-step is fitted to who takes what. Beside the model walks the one that it was, all of
+whose tokens run: the patch is the reduced-rank ridge regression, on the tokens that skip, of what brings their residual
+to that one's behind the half-step, and the home's output projection the ridge regression of the same on the tokens that
+run. So both make up for what was lost before them, where a patch of its own module would repeat it.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,13 +28,16 @@ from momify.errors import MomifyError
 from momify.measure.budget import Budget, budget_of, check_share, lift, spend
 from momify.measure.stakes import Place, loss_metrics, stakes
 from momify.model import MomForCausalLM
+from momify.model.config import Kind
 from momify.model.layout import HalfStep
+from momify.model.pool import StackedLinear
 
-FIT_TOKENS = 16_384
+FIT_TOKENS = 32_768
 _RIDGE = 1e-3
 _PATCH_RIDGE = 1e-2
-_FEWEST = 0.03  # share of the tokens that must skip for a patch to be fitted to them alone
-_TURNS = 2
+_HOME_RIDGE = 1e-2  # towards the module's own weights, if all tokens run
+_FEWEST = 0.03  # share of the tokens that must skip, or run, for something to be fitted to them alone
+_TURNS = 1
 _FITS, _SETTLES = 3, 3  # walks in which routers and patches are fitted, and in which the threshold alone is
 Progress = Callable[[int, int], None]
 
@@ -76,24 +82,34 @@ def fit_line(x_hat: Tensor, cost: Tensor, ridge: float = _RIDGE) -> Line:
 
 
 def fit_routers(
-    model: MomForCausalLM, tokens: Tensor, share: float, seed: int = 0, progress: Progress | None = None
+    model: MomForCausalLM,
+    tokens: Tensor,
+    share: float,
+    seed: int = 0,
+    modules: bool = True,
+    progress: Progress | None = None,
 ) -> RouterFit:
     """Fit the routers of `model` in place on tokens (S, T) int64 so that `share` of the reachable MACs is spent.
 
-    Only half-steps whose choices are home and SKIP are fitted, and their patches with them. The residuals are those
-    that the model has when it skips, so each walk uses the threshold of the one before. Raises MomifyError for a model
-    without such half-steps, and for a budget that skipping cannot reach.
+    Routers are fitted where the choices are home and SKIP; patches, and output projections if `modules`, there and
+    where there is no choice. The residuals are those that the model has when it skips, so each walk uses the threshold
+    of the one before. Raises MomifyError for a model without such half-steps, and for a budget that skipping cannot
+    reach.
     """
     places = [(half.kind, half.step) for half in halves(model) if half.forks]
     if not places:
         raise MomifyError("no half-step chooses between its home and SKIP: convert with mom.reach=skip")
     budget = budget_of(model.config, tokens.shape[1])
     check_share(budget, share, places)
-    fitting = _Fitting(model, loss_metrics(model, tokens, seed), budget)
+    parts = Parts(model, twin(model), modules)
+    fitting = _Fitting(parts, loss_metrics(model, tokens, seed), budget)
     goal = budget.full - share
     for number in range(_FITS + _SETTLES):
         fitting.scores = {}
-        walk(model, tokens, fitting.fit if number < _FITS else fitting.judge)
+        if number < _FITS:
+            walk(model, tokens, fitting.fit, parts.before, parts.fit_fixed)
+        else:
+            walk(model, tokens, fitting.judge)
         fitting.settle(goal)
         if progress is not None:
             progress(number + 1, _FITS + _SETTLES)
@@ -104,22 +120,72 @@ def fit_routers(
     return RouterFit(fitting.threshold, budget.spent(skipping), skipping)
 
 
+def twin(model: MomForCausalLM) -> MomForCausalLM:
+    """The model as it is now: what a fit changes is copied, output projections and patches, the rest is shared."""
+    body = model.model
+    changing = (body.mha.out, body.ffn.down, body.mha_patch, body.ffn_patch)
+    own = {id(parameter) for part in changing if part is not None for parameter in part.parameters()}
+    return copy.deepcopy(model, {id(one): one for one in model.parameters() if id(one) not in own})
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is fitted in place to who takes it: patches, and output projections where `modules` says so."""
+
+    model: MomForCausalLM
+    before: MomForCausalLM  # as it was
+    modules: bool = True
+
+    def fit(self, half: HalfStep, sights: list[Fork], skips: list[Tensor]) -> None:
+        """Fit a half-step's patch to the tokens of `skips` and its home to the others, where they are enough."""
+        skipping = sum(int(skip.sum()) for skip in skips) / sum(map(len, skips))
+        if skipping >= _FEWEST:
+            fit_patch(self.model, half, sights, skips)
+        if 1 - skipping >= _FEWEST and self._refits(half):
+            self._fit_home(half, sights, skips)
+
+    def fit_fixed(self, half: HalfStep, sights: list[Fork]) -> None:
+        """Fit what a half-step without a choice does to all of its tokens."""
+        runs = half.home != half.skip
+        self.fit(half, sights, [torch.full((len(fork.x),), not runs, device=fork.x.device) for fork in sights])
+
+    def _refits(self, half: HalfStep) -> bool:
+        """Whether no other half-step can run the home of this one, which has one."""
+        reach = self.model.config.reach(half.kind)
+        return self.modules and half.home != half.skip and sum(half.home in choices for choices in reach) == 1
+
+    @torch.no_grad()
+    def _fit_home(self, half: HalfStep, sights: list[Fork], skips: list[Tensor]) -> None:
+        now, before = (output_projection(one, half.kind) for one in (self.model, self.before))
+        moments = Moments(*now.weight.shape[1:])
+        for fork, skip in zip(sights, skips, strict=True):
+            moments.add(fork.features[~skip], fork.goal[~skip])
+        # few tokens, little change: the pull towards the own weights is as strong as if all ran
+        ridge = _HOME_RIDGE * sum(map(len, skips)) / moments.rows
+        now.weight[half.home], now.bias[half.home] = moments.solve(before.weight[half.home], ridge)
+
+
+def output_projection(model: MomForCausalLM, kind: Kind) -> StackedLinear:
+    """The output projections of a kind's modules."""
+    return model.model.mha.out if kind == "mha" else model.model.ffn.down
+
+
 class _Fitting:
     """The routers so far, and what they said in the last walk."""
 
-    def __init__(self, model: MomForCausalLM, metrics: dict[Place, Tensor], budget: Budget) -> None:
-        self.model, self.metrics, self.budget = model, metrics, budget
+    def __init__(self, parts: Parts, metrics: dict[Place, Tensor], budget: Budget) -> None:
+        self.parts, self.metrics, self.budget = parts, metrics, budget
         self.threshold = -math.inf
         self.lines: dict[Place, Line] = {}
         self.scores: dict[Place, Tensor] = {}
 
     def fit(self, half: HalfStep, sights: list[Fork]) -> list[Tensor]:
-        """Fit patch and router of a half-step to what is before it, in turns, then choose by it."""
-        skips = [torch.ones(len(fork.x), dtype=torch.bool, device=fork.x.device) for fork in sights]
-        for _ in range(1 + _TURNS):
-            if sum(int(skip.sum()) for skip in skips) < _FEWEST * sum(map(len, skips)):
-                break
-            fit_patch(self.model, half, sights, skips)
+        """Fit patch, home and router of a half-step to what is before it, in turns, then choose by it."""
+        fit_patch(self.parts.model, half, sights, everyone(sights))
+        self._fit_line(half, sights)
+        skips = self.judge(half, sights)
+        for _ in range(_TURNS):
+            self.parts.fit(half, sights, skips)
             self._fit_line(half, sights)
             skips = self.judge(half, sights)
         return skips
@@ -151,15 +217,23 @@ class _Fitting:
         return {place: float((scores < self.threshold).float().mean()) for place, scores in self.scores.items()}
 
 
+def everyone(sights: list[Fork]) -> list[Tensor]:
+    """All tokens, (n,) bool for each batch."""
+    return [torch.ones(len(fork.x), dtype=torch.bool, device=fork.x.device) for fork in sights]
+
+
 @torch.no_grad()
 def fit_patch(model: MomForCausalLM, half: HalfStep, sights: list[Fork], skips: list[Tensor]) -> None:
-    """Fit the half-step's patch, where it has one, to what its home adds to the tokens of `skips`, in place."""
+    """Fit the half-step's patch, where it has one, to the tokens of `skips`, in place.
+
+    To their goals, or to what the home adds where there are none.
+    """
     if half.patch is None:
         return
     patches, width = model.model.mha_patch if half.kind == "mha" else model.model.ffn_patch, model.config.hidden_size
     moments = Moments(width, width)
     for fork, skip in zip(sights, skips, strict=True):
-        moments.add(fork.x_hat[skip], fork.home[skip])
+        moments.add(fork.x_hat[skip], (fork.home if fork.goal is None else fork.goal)[skip])
     nothing = fork.x.new_zeros(width, width)
     fitted = moments.solve_low_rank(nothing, nothing, model.config.patch_rank, _PATCH_RIDGE)
     for name in ("weight_in", "weight_out", "bias"):

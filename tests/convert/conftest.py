@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import GPT2LMHeadModel
 
 from momify.convert.assemble import network_of as network_of_source
 from momify.convert.network import Network
+from momify.model import MomConfig, MomForCausalLM
 
 Save = Callable[..., Path]
 
@@ -110,3 +112,38 @@ def logits() -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
 def ids() -> torch.Tensor:
     """(3, 20) token ids, drawn once."""
     return torch.randint(0, 53, (3, 20), generator=torch.Generator().manual_seed(7))
+
+
+ROUTED_SHAPE = {
+    "vocab_size": 61, "n_positions": 48, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64,
+    "bos_token_id": 0, "eos_token_id": 0,
+    "num_mha_modules": 3, "num_ffn_modules": 3, "num_steps": 3, "mha_homes": [0, 1, 2], "ffn_homes": [0, 1, 2],
+    "mha_reach": [[0, 3], [1, 3], [2]], "ffn_reach": [[0, 3], [1, 3], [2, 3]], "patch_rank": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def routed_model() -> Callable[..., MomForCausalLM]:
+    """Makes a random MoM whose half-steps, but one, may run their home or skip."""
+
+    def make(**changes: Any) -> MomForCausalLM:
+        model = MomForCausalLM(MomConfig(**{**ROUTED_SHAPE, **changes}))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                std = 0.5 if "wte" in name else 0.0 if "ln_f.bias" in name else 0.15
+                if "ln_f.weight" not in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text() -> Callable[..., torch.Tensor]:
+    """Makes random tokens (rows, 32) for it."""
+
+    def make(rows: int = 24, seed: int = 4) -> torch.Tensor:
+        return torch.randint(1, 61, (rows, 32), generator=torch.Generator().manual_seed(seed))
+
+    return make

@@ -12,30 +12,6 @@ from momify.convert.walk import halves, walk
 from momify.errors import MomifyError
 from momify.measure.budget import budget_of
 from momify.measure.stakes import loss_metrics, stakes
-from momify.model import MomConfig, MomForCausalLM
-
-SHAPE = {
-    "vocab_size": 61, "n_positions": 48, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64,
-    "bos_token_id": 0, "eos_token_id": 0,
-    "num_mha_modules": 3, "num_ffn_modules": 3, "num_steps": 3, "mha_homes": [0, 1, 2], "ffn_homes": [0, 1, 2],
-    "mha_reach": [[0, 3], [1, 3], [2]], "ffn_reach": [[0, 3], [1, 3], [2, 3]], "patch_rank": 4,
-}  # fmt: skip
-
-
-def routed_model(**changes):
-    """A random MoM whose half-steps, but one, may run their home or skip."""
-    model = MomForCausalLM(MomConfig(**{**SHAPE, **changes}))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            std = 0.5 if "wte" in name else 0.0 if "ln_f.bias" in name else 0.15
-            if "ln_f.weight" not in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-    return model.eval()
-
-
-def text(rows=24, seed=4):
-    return torch.randint(1, 61, (rows, 32), generator=torch.Generator().manual_seed(seed))
 
 
 def test_the_line_is_ridge_regression_of_the_logarithm_with_the_mean_put_right():
@@ -52,7 +28,7 @@ def test_the_line_is_ridge_regression_of_the_logarithm_with_the_mean_put_right()
 
 
 @pytest.mark.parametrize("keys", ["home", "masked"])
-def test_the_model_spends_its_budget_and_keeps_its_floor(keys):
+def test_the_model_spends_its_budget_and_keeps_its_floor(keys, routed_model, text):
     model, tokens = routed_model(skipped_keys=keys), text()
     share = 0.75 if keys == "home" else 0.7
     found = fit_routers(model, tokens, share)
@@ -65,7 +41,7 @@ def test_the_model_spends_its_budget_and_keeps_its_floor(keys):
     assert max(skipping.values()) <= 0.96
 
 
-def test_the_router_is_what_the_walk_saw():
+def test_the_router_is_what_the_walk_saw(routed_model, text):
     model, tokens = routed_model(), text()
     found = fit_routers(model, tokens, 0.8)
     metrics, seen = loss_metrics(model, tokens), {}
@@ -85,7 +61,7 @@ def test_the_router_is_what_the_walk_saw():
     assert min(seen.values()) > 0.2, seen  # it says something of what it stands for
 
 
-def test_fitted_routing_beats_the_same_share_of_random_tokens():
+def test_fitted_routing_beats_the_same_share_of_random_tokens(routed_model, text):
     tokens, other = text(48), text(16, seed=9)
     whole = routed_model()
     fitted = routed_model()
@@ -115,7 +91,7 @@ def test_fitted_routing_beats_the_same_share_of_random_tokens():
     assert losses[0] < 0.9 * losses[1], losses
 
 
-def test_a_higher_threshold_skips_more():
+def test_a_higher_threshold_skips_more(routed_model, text):
     model, tokens = routed_model(), text()
     found = fit_routers(model, tokens, 0.85)
     shares = []
@@ -127,14 +103,14 @@ def test_a_higher_threshold_skips_more():
     assert shares[0] < shares[1] < shares[2]
 
 
-def test_refused_without_a_choice_and_below_what_can_be_reached():
+def test_refused_without_a_choice_and_below_what_can_be_reached(routed_model, text):
     with pytest.raises(MomifyError, match=r"mom\.reach=skip"):
         fit_routers(routed_model(mha_reach=[[0], [1], [2]], ffn_reach=[[0], [1], [2]]), text(), 0.8)
     with pytest.raises(MomifyError, match="out of reach"):
         fit_routers(routed_model(), text(), 0.1)
 
 
-def test_half_steps_without_a_patch_are_fitted_too():
+def test_half_steps_without_a_patch_are_fitted_too(routed_model, text):
     model = routed_model(patch_rank=0)
     found = fit_routers(model, text(), 0.8)
     assert found.share == pytest.approx(0.8, abs=0.02)

@@ -1,0 +1,108 @@
+"""Recovery of models of equal MACs, static and routed, from one source on the same batches: `routing.py --train`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from momify.conversion import convert
+from momify.convert.source import read_config
+from momify.data.blocks import load_tokens
+from momify.data.tokenizer import load_tokenizer
+from momify.evaluate.results import read_results
+from momify.files import read_json, write_json
+from momify.measure.cost import dense_macs, kv_bytes_per_token, mom_macs, parameters
+from momify.measure.routing import realised
+from momify.model import MomForCausalLM
+from momify.models import load_mom, locate, read_provenance
+from momify.pipeline import EvalOptions, evaluate_ppl, train
+from momify.recipe import Recipe, make_recipe
+from momify.runs import Run, opened_run
+from momify.screen import Screen
+from momify.subject import Subject
+
+
+def trained_rows(layers: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Models of about three quarters of a source's MACs: three quarters of its attention, the rest as each row says."""
+    kept = {"mha": layers * 3 // 4, "patch_rank": 16}
+    saved = 2 * layers * 3 / 4  # half-layers' worth of MACs
+    budget = round(saved / (kept["mha"] + layers), 3)
+    routed = {**kept, "ffn": layers, "budget": budget}
+    return {
+        "static": ("half-layers left out for good, patched", {"mom": {**kept, "ffn": layers * 3 // 4}}),
+        "supervised": (
+            "feed-forward routed, routers fitted and supervised",
+            {"mom": routed, "train": {"supervise": 0.1}},
+        ),
+        "fitted": ("feed-forward routed, routers fitted and frozen", {"mom": routed}),
+        "mixed": ("feed-forward routed, K = 2 while training: home and patch mixed by the gates", {"mom": routed}),
+    }
+
+
+def train_table(given: argparse.Namespace) -> None:
+    """Print what each row recovers, row by row as it comes; a finished run is read, not trained again."""
+    print("| | parameters | MACs | KV | before | after | source |\n|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    dense = read_config(locate(given.source))
+    for name, (title, changes) in trained_rows(dense.n_layer).items():
+        if name not in given.rows.split(","):
+            continue
+        values = {
+            "run": {"name": name, "seed": given.seed, "dir": str(given.out / f"{name}-{given.train}-{given.seed}")},
+            "source": {"model": given.source},
+            "mom": {"refit_tokens": 32_768, **changes["mom"]},
+            "data": {"train": given.data, "valid": given.valid, "block_length": given.block},
+            "train": {"steps": given.train, "batch_size": 4, "optimizer": "muon", "learning_rate": 1e-3,
+                      "save_every": given.train, "keep": 1, **changes.get("train", {})},
+            "eval": {"limit": given.windows},
+        }  # fmt: skip
+        recipe, screen = make_recipe(values, name), Screen(Console(stderr=True), quiet=True)
+        with opened_run(recipe, resume=(recipe.folder / "recipe.yaml").is_file()) as run:
+            if name == "mixed":
+                train_mixed(recipe, run, screen)
+            else:
+                train(recipe, run, screen, resume=True)
+            evaluate_ppl(Subject(name, run.model, "mom", run, recipe), EvalOptions(limit=given.windows), screen)
+        kept = {
+            entry.role: entry.score.metrics["perplexity"] for entry in read_results(run.folder / "eval" / "ppl.json")
+        }
+        model = load_mom(run.model)
+        costs = [
+            parameters(model.config).total / parameters(dense).total,
+            spent_macs(model, given, recipe) / dense_macs(dense, 1, given.block).total,
+            kv_bytes_per_token(model.config) / kv_bytes_per_token(dense),
+        ]
+        ratios = [kept["start"] / kept["source"], kept["mom"] / kept["source"]]
+        cells = [f"{one:.3f}" for one in (*costs, *ratios)] + [f"{kept['source']:.2f}"]
+        print(f"| {title} (`{name}`) | " + " | ".join(cells) + " |", flush=True)
+
+
+def train_mixed(recipe: Recipe, run: Run, screen: Screen) -> None:
+    """Train with both choices of a half-step mixed by their gates; then each token takes the larger of the two.
+
+    The budget is held all the while by who would take which alone, so the threshold fits as it is.
+    """
+    if not (run.model / "config.json").is_file():
+        convert(recipe, run, screen)
+    if not read_provenance(run.model)["trained"]["steps"]:
+        set_picks(run.model, 2)
+        train(recipe, run, screen, resume=True)
+    set_picks(run.model, 1)
+
+
+def set_picks(folder: Path, picks: int) -> None:
+    """How many modules a token takes, in a model's config."""
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"modules_per_token": picks})
+
+
+@torch.inference_mode()
+def spent_macs(model: MomForCausalLM, given: argparse.Namespace, recipe: Recipe) -> float:
+    """MACs of a block as it was routed, mean over 64 held-out blocks."""
+    tokens = load_tokens(recipe.data, load_tokenizer(locate(given.source))).valid_tensor(64 * given.block)
+    blocks, total = tokens[: len(tokens) // given.block * given.block].view(-1, given.block), 0.0
+    for block in blocks.split(4):
+        routing = model(input_ids=block, output_router_logits=True, use_cache=False).routing
+        total += mom_macs(model.config, len(block), given.block, realised(routing, block.numel())).total
+    return total / len(blocks)
