@@ -9,6 +9,7 @@ from momify.errors import MomifyError
 from momify.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 
 MINIMAL = "source: {model: gpt2}\nmom: {mha: 8, ffn: 12}\ndata: {train: builtin:demo}\n"
+DENSE = "source: {scratch: {layers: 2}}\ndata: {train: x.txt}\n"
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -62,6 +63,17 @@ def test_override_creates_a_block_that_the_file_lacks() -> None:
         (MINIMAL, ["mom.budget=0"], "greater than 0"),
         (MINIMAL, ["mom.budget=0.8", "train.fsdp=true"], "which train.fsdp shards"),
         (MINIMAL, ["train.supervise=1", "mom.modules_per_token=2"], "mom.modules_per_token 1"),
+        (MINIMAL, ["train.stand_ins_first=1"], "less than 1"),
+        (MINIMAL, ["train.stand_ins_first=0.5", "train.fsdp=true"], "stand_ins_first 0, or no fsdp"),
+        (MINIMAL, ["train.hidden=1", "mom.init=random"], "use init home, or train.hidden 0"),
+        (DENSE, ["train.hidden=1"], "add a mom block, or set both to 0"),
+        (DENSE, ["train.stand_ins_first=0.5"], "add a mom block, or set both to 0"),
+        (DENSE, ["source.scratch.train={hidden: 1}"], "train is phase 1, which has no source"),
+        (
+            f"{DENSE}mom: {{mha: 2, ffn: 2}}",
+            ["source.scratch.pretrain=false", "train.distill=0", "train.hidden=1", "train.cross_entropy=1"],
+            "leaves no source to learn from",
+        ),
         (MINIMAL, ["steps=3"], "not of the form"),
         (MINIMAL, ["train.steps"], "not of the form"),
         (MINIMAL, ["train.steps=[1"], "not valid YAML"),

@@ -84,12 +84,13 @@ def training_cost(source: Shape, mom: Shape, settings: TrainBlock, block: int, f
     modules = count.attention + count.ffn if settings.optimizer == "muon" else 0
     sequences = settings.micro_batch or settings.batch_size
     mom_forward = mom_macs(mom, 1, block, planned_usage(mom, 1, block)).total
-    per_sequence = 3 * mom_forward + (dense_macs(source, 1, block).total if settings.distill else 0)
+    taught = settings.distill or settings.hidden
+    per_sequence = 3 * mom_forward + (dense_macs(source, 1, block).total if taught else 0)
     return TrainingCost(
         weights=FLOAT * count.total,
         gradients=FLOAT * count.total,
         optimizer=ADAM * (count.total - modules) + MUON * modules,
-        teacher=FLOAT * parameters(source).total if settings.distill else 0,
+        teacher=FLOAT * parameters(source).total if taught else 0,
         activations=training_activations(mom, sequences * block, settings),
         flops=2 * per_sequence * settings.steps * settings.batch_size,
         flops_per_second=flops_per_second,
@@ -120,6 +121,9 @@ def training_activations(mom: Shape, rows: int, settings: TrainBlock) -> int:
         parts = sum(_small_parts(mom, kind, step, saved) for kind in KINDS)
         steps.append(attention * d * mom.mha.runs(step) + forward * mom.ffn.runs(step) + parts)
     kept = len(steps) * mom.width + max(steps) if settings.gradient_checkpointing else sum(steps)
+    if settings.hidden:  # at each depth the source's residual, and the difference to it
+        depths = sum(mom.pool(kind).runs(step) for kind in KINDS for step in range(mom.steps))
+        kept += depths * mom.width * (1 if settings.gradient_checkpointing else 2)
     return int(FLOAT * rows * (kept + LOGITS * mom.vocab))
 
 

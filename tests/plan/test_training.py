@@ -10,6 +10,7 @@ from momify.model import MomConfig, MomForCausalLM
 from momify.plan.reading import read_shape
 from momify.plan.training import DEVICES, micro_batch_that_fits, training_activations, training_cost
 from momify.recipe import TrainBlock
+from momify.train.hidden import HiddenGap, HiddenGoal, matching_depths
 from momify.train.losses import distillation_loss, next_token_loss
 
 FIXED = {f"{kind}_{what}": [[s % 3] for s in range(6)] for kind in ("mha", "ffn") for what in ("reach",)}
@@ -48,6 +49,31 @@ def test_activations(changes: dict, vocab: int, precision: str) -> None:
     assert planned == pytest.approx(alive(model, ids, precision == "bf16"), rel=0.15)
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_what_hidden_states_keep(checkpointed: bool) -> None:
+    config = MomConfig(
+        vocab_size=50, n_positions=64, hidden_size=64, num_attention_heads=2, intermediate_size=256,
+        num_mha_modules=3, num_ffn_modules=3, num_steps=6, bos_token_id=0, eos_token_id=0, **FIXED,
+    )  # fmt: skip
+    model, ids = MomForCausalLM(config).train(), torch.randint(0, 50, (8, 64))
+    if checkpointed:
+        model.activation_checkpointing_enable()
+    depths = matching_depths(config, list(range(6)), 6)
+    goal, peaks = HiddenGoal(depths, dict.fromkeys(depths.values(), 1.0)), []
+    for hidden in (0.0, 1.0):
+        with LiveBytes([*model.parameters(), *model.buffers(), ids]) as meter:
+            start = meter.now
+            gap = HiddenGap(goal, {depth: torch.randn(8, 64, 64) for depth in depths.values()}) if hidden else None
+            out = model(input_ids=ids, use_cache=False, labels=ids, observe=gap)
+            loss = out.loss + (gap.loss() if hidden else 0)
+            loss.backward()
+        peaks.append(meter.peak - start)
+        model.zero_grad()
+    settings = [TrainBlock(hidden=hidden, gradient_checkpointing=checkpointed) for hidden in (0.0, 1.0)]
+    planned = [training_activations(shape_of(config), 8 * 64, one) for one in settings]
+    assert planned[1] - planned[0] == pytest.approx(peaks[1] - peaks[0], rel=0.15)
+
+
 def test_by_hand() -> None:
     dense = shape_of(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=10, n_positions=16))
     settings = TrainBlock(steps=3, batch_size=4, micro_batch=2)
@@ -70,6 +96,8 @@ def test_no_teacher_without_distillation() -> None:
     plain = training_cost(dense, dense, TrainBlock(distill=0, cross_entropy=1), 64, 1e12)
     assert plain.teacher == 0
     assert plain.flops == 0.75 * training_cost(dense, dense, TrainBlock(), 64, 1e12).flops
+    asked = training_cost(dense, dense, TrainBlock(distill=0, cross_entropy=1, hidden=1), 64, 1e12)
+    assert (asked.teacher, asked.flops) == (asked.weights, plain.flops / 0.75)
 
 
 def test_checkpointing_saves_activations() -> None:

@@ -62,6 +62,21 @@ def test_two_processes_equal_one_of_twice_the_batch(new_place: Callable, one) ->
 
 
 @pytest.mark.slow
+def test_residuals_and_what_learns_first_are_the_same_for_two_processes(new_place: Callable) -> None:
+    two, one = new_place("two"), new_place("alone")
+    keys = (*PLAIN, "train.balance=0.01", "mom.reach=home", "mom.mha_steps=4", "mom.patch_rank=2", "mom.step_rank=2",
+            "train.hidden=0.5", "train.stand_ins_first=0.5")  # fmt: skip
+    assert one.finish("train", "tiny.yaml", *keys, "train.batch_size=8") == 0, one.err
+    assert two.finish("train", "tiny.yaml", *keys, launcher=TORCHRUN) == 0, two.err
+    assert_close(two, one)
+    assert all("hidden" in row for row in two.rows() if "loss" in row)
+    assert "the first 6 steps teach only what stands in" in two.out
+    untouched = load_file(two.checkpoints / "checkpoint-6" / "model.safetensors")
+    moved = {name for name, value in two.weights().items() if not torch.equal(value, untouched[name])}
+    assert moved == untouched.keys()
+
+
+@pytest.mark.slow
 def test_sharded_processes_equal_one_of_twice_the_batch(new_place: Callable, one) -> None:
     place = new_place()
     arguments = ("train", "tiny.yaml", *PLAIN, "train.fsdp=true")
