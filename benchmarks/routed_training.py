@@ -6,22 +6,30 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from momify.conversion import convert
 from momify.convert.source import read_config
+from momify.convert.walk import Fork, halves, walk
 from momify.data.blocks import load_tokens
 from momify.data.tokenizer import load_tokenizer
 from momify.evaluate.results import read_results
 from momify.files import read_json, write_json
+from momify.measure.budget import budget_of, spend
 from momify.measure.cost import dense_macs, kv_bytes_per_token, mom_macs, parameters
 from momify.measure.routing import realised
 from momify.model import MomForCausalLM
+from momify.model.layout import HalfStep
+from momify.model.router import router_logits
 from momify.models import load_mom, locate, read_provenance
 from momify.pipeline import EvalOptions, evaluate_ppl, train
 from momify.recipe import Recipe, make_recipe
 from momify.runs import Run, opened_run
 from momify.screen import Screen
 from momify.subject import Subject
+
+SETTLE_BLOCKS = 64
+MIXED_TAU = 0.2  # as the paper: near a choice of one
 
 
 def trained_rows(layers: int) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -81,20 +89,48 @@ def train_table(given: argparse.Namespace) -> None:
 def train_mixed(recipe: Recipe, run: Run, screen: Screen) -> None:
     """Train with both choices of a half-step mixed by their gates; then each token takes the larger of the two.
 
-    The budget is held all the while by who would take which alone, so the threshold fits as it is.
+    The threshold is then set on training text so that the budget is spent.
     """
     if not (run.model / "config.json").is_file():
         convert(recipe, run, screen)
     if not read_provenance(run.model)["trained"]["steps"]:
-        set_picks(run.model, 2)
+        set_choosing(run.model, modules_per_token=2, router_tau=MIXED_TAU)
         train(recipe, run, screen, resume=True)
-    set_picks(run.model, 1)
+    set_choosing(run.model, modules_per_token=1)
+    model = load_mom(run.model)
+    text = load_tokens(recipe.data, load_tokenizer(run.model)).spread_blocks(SETTLE_BLOCKS)
+    set_choosing(run.model, router_threshold=threshold_for(model, text, recipe.mom.budget))
 
 
-def set_picks(folder: Path, picks: int) -> None:
-    """How many modules a token takes, in a model's config."""
-    config = read_json(folder / "config.json")
-    write_json(folder / "config.json", config | {"modules_per_token": picks})
+@torch.inference_mode()
+def threshold_for(model: MomForCausalLM, text: Tensor, share: float) -> float:
+    """The threshold at which the forks of `model` spend that share of the reachable MACs on text (S, T)."""
+    budget = budget_of(model.config, text.shape[1])
+    savings = [budget.savings[half.kind] for half in halves(model) if half.forks]
+    threshold = model.config.router_threshold
+    for _ in range(4):  # who skips changes what is before the next half-step
+        threshold = spend(scores_below(model, text, threshold), savings, budget.full - share)
+    return threshold
+
+
+def scores_below(model: MomForCausalLM, text: Tensor, threshold: float) -> list[Tensor]:
+    """What running is worth to each token by its router, (n,) for each fork, where those below the threshold skip."""
+    scores: list[Tensor] = []
+
+    def judge(half: HalfStep, forks: list[Fork]) -> list[Tensor]:
+        router = (model.model.mha_router if half.kind == "mha" else model.model.ffn_router)()[half.route]
+        logits = [router_logits(fork.x_hat, router) for fork in forks]
+        worth = [one[:, half.home] - one[:, half.skip] for one in logits]
+        scores.append(torch.cat(worth))
+        return [one < threshold for one in worth]
+
+    walk(model, text, judge)
+    return scores
+
+
+def set_choosing(folder: Path, **fields: float) -> None:
+    """Change how tokens choose, in a model's config."""
+    write_json(folder / "config.json", read_json(folder / "config.json") | fields)
 
 
 @torch.inference_mode()
