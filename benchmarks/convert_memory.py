@@ -54,7 +54,8 @@ def convert(recipe_file: Path) -> None:
     """What `momify convert` does, with the peak so far before each line."""
     from rich.console import Console
 
-    from momify.pipeline import check, convert, quiet_libraries
+    from momify.conversion import convert
+    from momify.pipeline import check, quiet_libraries
     from momify.recipe import load_recipe
     from momify.runs import opened_run
     from momify.screen import Screen

@@ -32,6 +32,7 @@ from momify.subject import Subject
 
 SMALL = {"mha": 6, "ffn": 9}
 BARE = {"refit_tokens": 0}
+LEARNED = {"importance": "layerdrop", "calibration_blocks": 64}
 FEW = {"mha": 3, "ffn": 12, "mha_steps": 6}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,6 +46,11 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
     "static": ("greedy by loss, left out", {"mom": BARE}),
     "momify": ("greedy by loss, what stays refitted: momify's default", {}),
+    "layerdrop": ("greedy on a copy that learned to do without, left out", {"mom": {**BARE, **LEARNED}}),
+    "layerdrop_refit": ("the same, what stays refitted", {"mom": LEARNED}),
+    "layerdrop_patched": ("the same, left out, rank-16 patches in their place",
+                          {"mom": {**LEARNED, "refit_modules": False, "patch_rank": 16}}),
+    "layerdrop_patched_refit": ("the same, refitted, rank-16 patches", {"mom": {**LEARNED, "patch_rank": 16}}),
     "adamw": ("the same, AdamW for all weights", {"train": {"optimizer": "adamw"}}),
     "patched": ("left out, rank-16 patches in their place", {"mom": {"refit_modules": False, "patch_rank": 16}}),
     "patched_refit": ("the default with rank-16 patches", {"mom": {"patch_rank": 16}}),

@@ -119,6 +119,10 @@ def convert(
         float | None,
         typer.Option(help="Routers that spend this share of the MACs, token by token, on modules or patches; none."),
     ] = None,
+    importance: Annotated[
+        str,
+        typer.Option(help="What is removed: greedy by loss; layerdrop: by what can be learned (slower); cosine ..."),
+    ] = "greedy",
     calibration: Annotated[
         list[str] | None, typer.Option(help="Text on which importance is measured; Python's own library if left out.")
     ] = None,
@@ -130,15 +134,15 @@ def convert(
 ) -> None:
     """Take a GPT-2 checkpoint apart and assemble the MoM; says what it removes first. Writes runs/<name>/model/."""
     screen = open_screen(quiet)
+    from momify.conversion import convert as convert_source
     from momify.pipeline import check
-    from momify.pipeline import convert as convert_source
     from momify.recipe import make_recipe
     from momify.runs import opened_run
     from momify.subject import context_length
 
     mom = {"mha": mha, "ffn": ffn, "depth": depth, "modules_per_token": top_k, "mha_steps": mha_steps,
            "ffn_steps": ffn_steps, "reach": reach, "init": init, "patch_rank": patch_rank,
-           "step_rank": step_rank, "merge": merge, "budget": budget}  # fmt: skip
+           "step_rank": step_rank, "merge": merge, "budget": budget, "importance": importance}  # fmt: skip
     length = context_length(model, revision, screen)
     data = {
         "run": {"name": name or f"{Path(model.replace(':', '-')).name}-{mha}x{ffn}", "seed": seed},

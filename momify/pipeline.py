@@ -1,6 +1,5 @@
 """A run, step by step: the table of contents. Each function is one verb; its chapter is the folder of that name."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,10 @@ from datasets.utils.logging import disable_progress_bar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
-from momify.convert.assemble import RouterSettings, assemble, mom_config, network_of
-from momify.convert.describe import COST_HEAD, Removals, removal_rows
-from momify.convert.homes import KINDS, HomePlan, Request, check_request, choose_homes, removal_quotas, with_step_rank
-from momify.convert.importance import Importance, measure_importance
-from momify.convert.kept_losses import kept_losses
-from momify.convert.merge import shared_modules
-from momify.convert.network import Network
-from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit, unfitted
-from momify.convert.routers import FIT_TOKENS, RouterFit, fit_routers
+from momify.conversion import convert, request_of, source_folder, tokens_of
+from momify.convert.homes import check_request
 from momify.convert.source import open_source, read_config
-from momify.data.blocks import TokenData, load_tokens
+from momify.data.blocks import load_tokens
 from momify.data.documents import Corpus, read_corpus
 from momify.data.tokenizer import check_same_tokens, load_tokenizer, train_tokenizer
 from momify.errors import MomifyError
@@ -27,9 +19,7 @@ from momify.evaluation import EvalOptions, evaluate, evaluate_ppl, kept_start, k
 from momify.export.gpt2 import export_gpt2
 from momify.export.mom import export_mom
 from momify.files import read_json, whole_folder, write_text
-from momify.measure.budget import check_budget
 from momify.measure.paths import Paths, leave_one_out, trace_paths
-from momify.model import MomForCausalLM
 from momify.models import (
     load_dense,
     load_model,
@@ -41,7 +31,7 @@ from momify.models import (
     write_model,
 )
 from momify.processes import count, first_then_others, is_first
-from momify.recipe import DataBlock, MomBlock, Recipe, Scratch, TrainBlock
+from momify.recipe import MomBlock, Recipe, Scratch, TrainBlock
 from momify.report.data import Looks
 from momify.report.make import Pair, command_line, measure_pair, quality_of, write_report
 from momify.report.provenance import Origin, versions
@@ -165,129 +155,6 @@ def unsharded(model: PreTrainedModel, settings: TrainBlock, place: Place) -> Pre
     if not settings.fsdp or count() == 1:
         return model
     return load_model(place.checkpoints / f"checkpoint-{settings.steps}")
-
-
-def tokens_of(
-    data: DataBlock, tokenizer: PreTrainedTokenizerBase, screen: Screen, corpus: Corpus | None = None
-) -> TokenData:
-    """The text as tokens, with a bar where they have to be made first."""
-    with screen.progress("turning text into tokens") as progress:
-        return load_tokens(data, tokenizer, corpus, progress)
-
-
-def source_folder(recipe: Recipe, run: Run, screen: Screen) -> Path:
-    """The folder of the dense model that a recipe starts from."""
-    return run.source if recipe.source.scratch else locate(recipe.source.model, recipe.source.revision, screen.say)
-
-
-def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
-    """Take the source apart, say what goes, refit what stays, and write the MoM as it starts to `run.model`."""
-    source = open_source(source_folder(recipe, run, screen))
-    tokenizer = load_tokenizer(source.folder)
-    network = network_of(source)
-    text = CalibrationText(recipe, tokenizer, screen)
-    importance, plan = choose(network, text, source.sha256, screen)
-    routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys, seed=recipe.run.seed)
-    target = mom_config(source.config, plan, source.tied, routers)
-    if recipe.mom.budget is not None:
-        check_budget(target, recipe.data.block_length, recipe.mom.budget)
-    show_removals(removal_rows(plan, importance, source.config, target), f"{source.name} -> {run.folder.name}", screen)
-    fitted = fit_parts(network, plan, text, screen)
-    model = assemble(source, replace(network, layers=fitted.layers), plan, routers=routers, stand_ins=fitted.stand_ins)
-    routing = {} if recipe.mom.budget is None else {"routing": route(model, text, screen).to_dict()}
-    provenance = {
-        "source": {"model": recipe.source.model or str(run.source), "sha256": source.sha256},
-        "recipe": recipe.model_dump(),
-        "versions": versions(),
-        "plan": plan.to_dict(),
-        "importance": importance.to_dict(),
-        **routing,
-        "trained": {"steps": 0, "tokens": 0},
-    }
-    write_model(run.model, model, tokenizer, provenance)
-    screen.say(f"wrote {run.model}")
-
-
-@dataclass(frozen=True)
-class CalibrationText:
-    """The training text of a recipe, read when first needed: a conversion that removes nothing needs none."""
-
-    recipe: Recipe
-    tokenizer: PreTrainedTokenizerBase
-    screen: Screen
-
-    def tokens(self, count: int) -> torch.Tensor:
-        """At least `count` tokens as blocks (S, T), spread over the text."""
-        length = self.recipe.data.block_length
-        return tokens_of(self.recipe.data, self.tokenizer, self.screen).spread_blocks(-(-count // length))
-
-
-def choose(network: Network, text: CalibrationText, source_sha256: str, screen: Screen) -> tuple[Importance, HomePlan]:
-    """What each half-layer is worth on calibration text, and from that what stays and where each step starts."""
-    mom, layers = text.recipe.mom, network.layers.num_layers
-    request = with_step_rank(request_of(mom), network.frame.wte.shape[1])
-    quotas = removal_quotas(request, layers)
-    if not any(quotas):
-        importance = Importance.unmeasured(layers)
-    else:
-        tokens = text.tokens(mom.calibration_blocks * text.recipe.data.block_length)
-        title = "measuring what each half-layer is worth"
-        with kept_losses(source_sha256, tokens) as known, screen.progress(title) as progress:
-            importance = measure_importance(network, tokens, quotas, mom.importance, progress, known)
-    return importance, choose_homes(importance, request)
-
-
-def fit_parts(network: Network, plan: HomePlan, text: CalibrationText, screen: Screen) -> Fitted:
-    """What stays and what stands in, fitted in closed form to make up for what goes; writes into the network's layers.
-
-    Left as it is where nothing goes, and where homes mean nothing (init random).
-    """
-    mom = text.recipe.mom
-    merge = any(plan.adapted(kind) for kind in KINDS) if mom.merge is None else mom.merge
-    fitting = Fitting(modules=mom.refit_modules, merge=merge, in_place=True)
-    if plan.init == "random":
-        return Fitted(network.layers)
-    if merge:
-        screen.say(
-            f"{len(shared_modules(plan))} shared modules are made of all the layers that they stand for, aligned"
-        )
-    if not mom.refit_tokens or not has_to_fit(plan, fitting):
-        return unfitted(network, plan, fitting)
-    with screen.progress("fitting what stays and what stands in") as progress:
-        tokens = text.tokens(min(mom.refit_tokens, most_tokens(network.frame.wte.shape[1])))
-        fitted = refit(network, plan, tokens, fitting, progress)
-    what = ["modules that stay"] * fitting.modules + ["what stands in"] * bool(fitted.stand_ins)
-    screen.say(f"fitted {' and '.join(what)} on {tokens.numel():,} tokens, to make up for what goes")
-    return fitted
-
-
-def route(model: MomForCausalLM, text: CalibrationText, screen: Screen) -> RouterFit:
-    """Fit the routers of `model`, in place, so that tokens spend the recipe's budget."""
-    recipe = text.recipe
-    with screen.progress("fitting routers") as progress:
-        tokens = text.tokens(FIT_TOKENS)
-        found = fit_routers(model, tokens, recipe.mom.budget, recipe.run.seed, progress)
-    screen.say(
-        f"fitted routers on {tokens.numel():,} tokens: {found.share:.1%} of the reachable MACs are spent "
-        f"(router_threshold {found.threshold:.3f})"
-    )
-    return found
-
-
-def show_removals(removals: Removals, title: str, screen: Screen) -> None:
-    """In plain words and as tables: what goes, and what that saves."""
-    for line in removals.lines:
-        screen.say(line)
-    screen.table(title, removals.head, removals.rows)
-    screen.table("cost", COST_HEAD, removals.costs)
-
-
-def request_of(mom: MomBlock) -> Request:
-    """The conversion that a recipe's mom block asks for."""
-    names = ("mha", "ffn", "depth", "modules_per_token", "mha_steps", "ffn_steps", "init", "reach", "patch_rank",
-             "step_rank")  # fmt: skip
-    request = Request(**{name: getattr(mom, name) for name in names})
-    return request if mom.budget is None else replace(request, reach="skip")
 
 
 def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Stopped | None:

@@ -192,9 +192,12 @@ class MomBlock(Block):
     K > 1, init random or added steps need it."""
     init: Literal["home", "random"] = "home"
     """home: start as the pruned source; random: the paper's start."""
-    importance: Literal["greedy", "leave_one_out", "cosine", "magnitude", "every_other"] = "greedy"
+    importance: Literal["greedy", "layerdrop", "leave_one_out", "cosine", "magnitude", "every_other"] = "greedy"
     """How half-layers are chosen for removal: by the loss without them, greedy (one after the other, beside what is
-    gone) or leave_one_out; or by cosine (ShortGPT's block influence), magnitude, every_other (DistilGPT2's way)."""
+    gone) or leave_one_out; layerdrop: greedy on a copy of the source that has learned to do without half-layers; or by
+    cosine (ShortGPT's block influence), magnitude, every_other (DistilGPT2's way)."""
+    layerdrop_tokens: Positive = 204_800
+    """Tokens on which that copy is trained (importance: layerdrop), in steps of 1,024, at train.learning_rate."""
     calibration_blocks: Positive = 16
     """Blocks of training text on which importance is measured."""
     refit_tokens: Annotated[int, Field(ge=0)] = 131_072

@@ -228,6 +228,22 @@ def test_steps_that_share_a_module_differ_unless_told_otherwise(there: Path, mom
     assert "shared modules" not in bare.out
 
 
+def test_convert_chooses_by_a_copy_that_learns_to_do_without(
+    there: Path, momify: Momify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt", "--importance", "layerdrop")
+    done = momify(*words, "--name", "one")
+    assert done.code == 0, done.err
+    first = json.loads((there / "runs/one/model/momify.json").read_text())["importance"]
+    assert first["method"] == "layerdrop"
+    assert "of a copy that learned to do without" in done.out
+    assert [removal["kind"] for removal in first["removals"]].count("mha") == 2
+    monkeypatch.setattr("momify.conversion.trained_with_drops", lambda *_: pytest.fail("learned again"))
+    assert momify(*words, "--name", "two").code == 0
+    assert momify(*words, "--name", "three", "--importance", "magic").code == 2
+    assert json.loads((there / "runs/two/model/momify.json").read_text())["importance"] == first
+
+
 def test_convert_lets_a_shared_module_differ_or_starts_it_as_a_mean(there: Path, momify: Momify) -> None:
     asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
     told = momify(*asked, "--step-rank", 2, "--merge", "--name", "changed")

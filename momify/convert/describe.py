@@ -127,9 +127,13 @@ def _loss_lines(plan: HomePlan, importance: Importance) -> list[str]:
         if done == gone and removal.loss is not None:
             return [
                 f"calibration loss {importance.base_loss:.3f} -> {removal.loss:.3f} nats per token "
-                f"with these left out, before training ({importance.tokens:,} tokens, {importance.method})"
+                f"with these left out, {_whose(importance)} ({importance.tokens:,} tokens, {importance.method})"
             ]
     return []
+
+
+def _whose(importance: Importance) -> str:
+    return "of a copy that learned to do without" if importance.method == "layerdrop" else "before training"
 
 
 def _is_gone(plan: HomePlan, kind: str, layer: int) -> bool:

@@ -16,7 +16,8 @@ from momify.convert.scores import SCORES, half_layer_scores
 from momify.errors import MomifyError
 
 KINDS = ("mha", "ffn")
-METHODS = ("greedy", "leave_one_out", *SCORES)
+METHODS = ("greedy", "layerdrop", "leave_one_out", *SCORES)
+_GREEDY = ("greedy", "layerdrop")  # the latter on a copy of the source (layerdrop.py)
 HalfLayer = tuple[str, int]  # ("mha" or "ffn", layer)
 Progress = Callable[[int, int], None]  # done, total
 ANCHOR_BYTES = 256 << 20  # all anchors of all batches together
@@ -179,7 +180,8 @@ def measure_importance(
 
     greedy: leave-one-out losses first; then again and again the cheapest candidate of both kinds goes,
     measured beside all that went before it. Only the cheapest stale candidate is measured anew until the
-    cheapest is fresh (lazy greedy). leave_one_out: the cheapest by the first losses alone. Other methods: the lowest
+    cheapest is fresh (lazy greedy); layerdrop: the same, with `network` the copy that `layerdrop.py` trains.
+    leave_one_out: the cheapest by the first losses alone. Other methods: the lowest
     scores of each kind (`scores.py`), with the loss measured before and after only.
     `tokens` is (S, T) int64; `progress` is told how many measurements and removals of how many are done. `known` holds
     losses by `set_key` from earlier measurements of the same network on the same tokens, and gets the new ones.
@@ -196,7 +198,7 @@ def measure_importance(
     for half in range(losses.halves):
         increases.append(scores[half] if scores else losses.loss_without(half) - base)
         steps.advance()
-    choose = _remove_lazily if method == "greedy" else _remove_at_once
+    choose = _remove_lazily if method in _GREEDY else _remove_at_once
     removals = choose(losses, base, increases, quotas, steps)
     return Importance(
         method=method,

@@ -51,7 +51,11 @@ def half_weights(layers: Layers, half: int) -> HalfWeights:
 
 def half_layer_update(network: Network, half: int, x: Tensor) -> Tensor:
     """What half-layer `half` adds to the residual x (B, T, D); same shape."""
-    weights = half_weights(network.layers, half)
+    return half_update(network, half, half_weights(network.layers, half), x)
+
+
+def half_update(network: Network, half: int, weights: HalfWeights, x: Tensor) -> Tensor:
+    """What a half-layer of the kind of `half` with these weights adds to the residual x (B, T, D); same shape."""
     return _project(half_features(network, half, weights, x), weights.out, weights.out_bias)
 
 
@@ -69,6 +73,12 @@ def normalised(network: Network, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=network.epsilon)
 
 
+def last_norm(network: Network, x: Tensor) -> Tensor:
+    """What the head reads of the last residual x (B, T, D); same shape."""
+    frame = network.frame
+    return F.layer_norm(x, x.shape[-1:], frame.ln_f_weight, frame.ln_f_bias, network.epsilon)
+
+
 def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (B, T, E) @ weight (E, F) + bias, as one matrix product."""
     return torch.addmm(bias, x.flatten(0, 1), weight).unflatten(0, x.shape[:2])
@@ -77,8 +87,7 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def token_losses(network: Network, x: Tensor, tokens: Tensor) -> float:
     """Sum of next-token cross-entropies of the last residual x (B, T, D), logits a piece at a time."""
     frame = network.frame
-    x = F.layer_norm(x, x.shape[-1:], frame.ln_f_weight, frame.ln_f_bias, network.epsilon)
-    rows, targets = x[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    rows, targets = last_norm(network, x)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
     piece = max(1, LOGIT_VALUES // frame.head.shape[0])
     losses = (
         F.cross_entropy(part @ frame.head.T, target, reduction="none").double().sum()

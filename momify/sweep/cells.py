@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from momify.conversion import tokens_of
 from momify.convert.source import read_config
 from momify.convert.stored_mom import read_mom_config
 from momify.data.tokenizer import load_tokenizer
@@ -12,7 +13,7 @@ from momify.errors import MomifyError
 from momify.evaluate.results import Results, read_results
 from momify.measure.cost import kv_bytes_per_token, mom_macs, parameters, planned_usage
 from momify.models import locate, read_provenance
-from momify.pipeline import EvalOptions, check, evaluate_ppl, kept_start, tokens_of, train
+from momify.pipeline import EvalOptions, check, evaluate_ppl, kept_start, train
 from momify.processes import count, is_first
 from momify.recipe import Recipe
 from momify.runs import Run, opened_run

@@ -186,5 +186,5 @@ def test_unreadable_calibration_text_is_refused(model, tokens, message, network_
 
 
 def test_an_unknown_method_is_refused(model, text, network_of):
-    with pytest.raises(MomifyError, match="'magic' is unknown; use one of greedy, leave_one_out, cos"):
+    with pytest.raises(MomifyError, match="'magic' is unknown; use one of greedy, layerdrop, leave_one_out, cos"):
         measure_importance(network_of(model), text, (1, 1), method="magic")
