@@ -119,7 +119,7 @@ def fit_parts(network: Network, plan: HomePlan, text: CalibrationText, screen: S
     """
     mom = text.recipe.mom
     merge = any(plan.adapted(kind) for kind in KINDS) if mom.merge is None else mom.merge
-    fitting = Fitting(modules=mom.refit_modules, merge=merge, in_place=True)
+    fitting = Fitting(mom.refit_ridge, modules=mom.refit_modules, merge=merge, in_place=True)
     if plan.init == "random":
         return Fitted(network.layers)
     if merge:
@@ -140,8 +140,9 @@ def route(model: MomForCausalLM, text: CalibrationText, screen: Screen) -> Route
     """Fit the routers of `model`, in place, so that tokens spend the recipe's budget."""
     recipe = text.recipe
     with screen.progress("fitting routers") as progress:
-        tokens = text.tokens(FIT_TOKENS)
-        found = fit_routers(model, tokens, recipe.mom.budget, recipe.run.seed, recipe.mom.refit_modules, progress)
+        tokens = text.tokens(min(FIT_TOKENS, most_tokens(model.config.hidden_size)))
+        modules = recipe.mom.refit_modules and recipe.mom.refit_tokens > 0
+        found = fit_routers(model, tokens, recipe.mom.budget, recipe.run.seed, modules, progress)
     screen.say(
         f"fitted routers on {tokens.numel():,} tokens: {found.share:.1%} of the reachable MACs are spent "
         f"(router_threshold {found.threshold:.3f})"

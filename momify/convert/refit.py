@@ -49,9 +49,14 @@ class Half:
 
 @dataclass(frozen=True)
 class Fitting:
-    """How the walk fits; `ridge` is relative to the mean variance of the features."""
+    """How the walk fits; ridges are relative to the mean variance of the features.
 
-    ridge: float = 1e-3
+    A weak pull on kept modules gives the best start (their weights grow five times as large) and the worst end: what
+    training leaves of a removal is least where they stay near their own weights (docs/results.md).
+    """
+
+    ridge: float = 1.0  # of kept modules, towards their own weights
+    stand_in_ridge: float = 1e-3  # of patches and step deltas
     modules: bool = True  # whether kept modules are refitted, besides what stands in
     merge: bool = False  # whether a module that several steps share starts as the mean of the layers it stands for
     in_place: bool = False  # write into the network's own layers, which gives the same and takes less memory
@@ -204,7 +209,7 @@ class _Walk:
     def _patch(self, half: Half, moments: Moments) -> Factors:
         """The patch of a half-step, from the sums over x_hat and what it stands in for."""
         nothing = self.ours[0].new_zeros(moments.xy.shape)
-        patch = moments.solve_low_rank(nothing, nothing, self.plan.patch_rank, self.fitting.ridge)
+        patch = moments.solve_low_rank(nothing, nothing, self.plan.patch_rank, self.fitting.stand_in_ridge)
         self.stand_ins[f"{half.kind}_patch", half.step] = patch
         return patch
 
@@ -225,7 +230,7 @@ class _Walk:
             return base  # as it is in the source
         into = self._inputs().truncated(own.into - base.into, own.into_bias - base.into_bias, rank)
         changed = replace(base, into=base.into + into.product(), into_bias=base.into_bias + into.bias)
-        out = self._missing(half.position, changed).solve_low_rank(base.out, own.out, rank, self.fitting.ridge)
+        out = self._missing(half.position, changed).solve_low_rank(base.out, own.out, rank, self.fitting.stand_in_ridge)
         out = replace(out, bias=out.bias - base.out_bias)
         inner, outer = ("up", "down") if half.position % 2 else ("qkv", "out")
         self.stand_ins[f"{name}.{inner}", half.step] = into

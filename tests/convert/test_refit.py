@@ -62,6 +62,22 @@ def test_residual_comes_closer_also_on_other_text(make_gpt2: MakeGPT2, network_o
         assert after < 0.8 * before
 
 
+def test_a_stronger_ridge_stays_nearer_to_the_source_weights_and_farther_from_its_residual(
+    make_gpt2: MakeGPT2, network_of: NetworkOf
+) -> None:
+    network, tokens = network_of(make_gpt2()), torch.randint(0, 61, (40, 32))
+    plan, goal = plan_for(network, tokens, mha=2, ffn=3), dense_residual(network, tokens)
+    moved, missed = [], []
+    for ridge in (1e-3, 1.0, 10.0, 1e4):
+        layers = refit(network, plan, tokens, Fitting(ridge)).layers
+        moved.append(float(torch.dist(layers.down_weight, network.layers.down_weight)))
+        missed.append(float(torch.dist(residuals(replace(network, layers=layers), plan, tokens), goal)))
+    assert moved == sorted(moved, reverse=True)
+    assert missed == sorted(missed)
+    assert moved[0] > 2 * moved[1]
+    assert moved[-1] < 0.01 * moved[0]
+
+
 def test_only_kept_modules_behind_a_removal_change(make_gpt2: MakeGPT2, network_of: NetworkOf) -> None:
     network, tokens = network_of(make_gpt2()), torch.randint(0, 61, (8, 24))
     plan = HomePlan(
