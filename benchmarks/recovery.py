@@ -32,9 +32,8 @@ from momify.subject import Subject
 
 SMALL = {"mha": 6, "ffn": 9}
 BARE = {"refit_tokens": 0}
-WEAK = {"refit_ridge": 1e-3}
 LEARNED = {"importance": "layerdrop", "calibration_blocks": 64}
-MOMIFY = {**LEARNED, "patch_rank": 16}
+HELD = {**LEARNED, "patch_rank": 16, "refit_ridge": 1.0}
 FEW = {"mha": 3, "ffn": 12, "mha_steps": 6}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,32 +41,29 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                                            "train": {"distill": 0.0, "cross_entropy": 1.0}}),
     "every_other": ("every other layer's (DistilGPT2's way)", {"mom": {**BARE, "importance": "every_other"}}),
     "cosine": ("lowest block influence (ShortGPT's measure)", {"mom": {**BARE, "importance": "cosine"}}),
-    "cosine_refit": ("lowest block influence, what stays refitted with a weak ridge",
-                     {"mom": {"importance": "cosine", **WEAK}}),
+    "cosine_refit": ("lowest block influence, what stays refitted", {"mom": {"importance": "cosine"}}),
     "cosine_patched": ("lowest block influence, rank-16 patches in their place",
                        {"mom": {"importance": "cosine", "refit_modules": False, "patch_rank": 16}}),
     "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
     "static": ("greedy by loss, left out", {"mom": BARE}),
-    "weak_ridge": ("greedy by loss, what stays refitted with a weak ridge (0.001)", {"mom": WEAK}),
-    "refit": ("greedy by loss, what stays refitted", {}),
+    "momify": ("greedy by loss, what stays refitted: momify's default", {}),
+    "ridge": ("the same, held to its own weights by a ridge of 1", {"mom": {"refit_ridge": 1.0}}),
     "layerdrop": ("greedy on a copy that learned to do without, left out", {"mom": {**BARE, **LEARNED}}),
-    "layerdrop_refit": ("the same, what stays refitted", {"mom": LEARNED}),
-    "layerdrop_patched": ("the same, left out, rank-16 patches in their place",
+    "layerdrop_patched": ("the same, rank-16 patches in their place: momify's way for whoever trains",
                           {"mom": {**LEARNED, "refit_modules": False, "patch_rank": 16}}),
-    "momify": ("the same, refitted, rank-16 patches: momify's recipes", {"mom": MOMIFY}),
-    "adamw": ("the same, AdamW for all weights", {"mom": MOMIFY, "train": {"optimizer": "adamw"}}),
-    "hidden": ("as `momify`, hidden states followed too (weight 1)", {"mom": MOMIFY, "train": {"hidden": 1.0}}),
-    "stand_ins_first": ("as `momify`, patches alone for the first tenth",
-                        {"mom": MOMIFY, "train": {"stand_ins_first": 0.1}}),
+    "layerdrop_held": ("the same, refitted with a ridge of 1", {"mom": HELD}),
+    "adamw": ("as `layerdrop_held`, AdamW for all weights", {"mom": HELD, "train": {"optimizer": "adamw"}}),
+    "hidden": ("as `layerdrop_held`, hidden states followed too (weight 1)", {"mom": HELD, "train": {"hidden": 1.0}}),
+    "stand_ins_first": ("as `layerdrop_held`, patches alone for the first tenth",
+                        {"mom": HELD, "train": {"stand_ins_first": 0.1}}),
     "patched": ("left out, rank-16 patches in their place", {"mom": {"refit_modules": False, "patch_rank": 16}}),
-    "patched_refit": ("greedy, refitted with a weak ridge, rank-16 patches", {"mom": {**WEAK, "patch_rank": 16}}),
-    "routed": ("as `weak_ridge`, with routers that explore (K = 1, every module in reach)",
-               {"mom": {**WEAK, "reach": "all"}}),
+    "patched_refit": ("momify's default with rank-16 patches", {"mom": {"patch_rank": 16}}),
+    "routed": ("momify's default with routers that explore (K = 1, every module in reach)",
+               {"mom": {"reach": "all"}}),
     "reuse": ("removed half-layers run a neighbour's module",
               {"mom": {**BARE, "mha_steps": 12, "ffn_steps": 12, "step_rank": 0}}),
     "more_steps": ("the same pool at 10 and 11 steps, changes and patches of rank 16",
-                   {"mom": {**WEAK, "mha_steps": 10, "ffn_steps": 11, "step_rank": 16, "merge": True,
-                            "patch_rank": 16}}),
+                   {"mom": {"mha_steps": 10, "ffn_steps": 11, "step_rank": 16, "merge": True, "patch_rank": 16}}),
     "paper_k1": ("the paper's way, K = 1", {"mom": {"init": "random"}, "train": {"balance": 0.01, "explore": 0.0}}),
     "paper_k2": ("the paper's way, K = 2", {"mom": {"init": "random", "modules_per_token": 2},
                                             "train": {"balance": 0.01}}),

@@ -243,7 +243,7 @@ def refitted_static(source: Source, rank: int, shares: Sequence[float], texts: T
     quotas = (total - kept[0], total - kept[1])
     plan = choose_homes(measure_importance(network_of(source), texts.fit[:16], quotas), Request(*kept, patch_rank=rank))
     network = network_of(source)
-    fitted = refit(network, plan, texts.fit, Fitting(ridge=1e-3))  # which starts best; nothing is trained here
+    fitted = refit(network, plan, texts.fit, Fitting())
     model = assemble(source, replace(network, layers=fitted.layers), plan, stand_ins=fitted.stand_ins)
     nobody = Static(model, {})
     nobody.settle(shares)

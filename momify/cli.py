@@ -115,6 +115,9 @@ def convert(
             help="A module that steps share is made of all their layers, aligned; done with --step-rank if left out."
         ),
     ] = None,
+    refit: Annotated[
+        bool, typer.Option(help="Kept modules are refitted to make up for what goes: a better start, not a better end.")
+    ] = True,
     budget: Annotated[
         float | None,
         typer.Option(help="Routers that spend this share of the MACs, token by token, on modules or patches; none."),
@@ -142,7 +145,8 @@ def convert(
 
     mom = {"mha": mha, "ffn": ffn, "depth": depth, "modules_per_token": top_k, "mha_steps": mha_steps,
            "ffn_steps": ffn_steps, "reach": reach, "init": init, "patch_rank": patch_rank,
-           "step_rank": step_rank, "merge": merge, "budget": budget, "importance": importance}  # fmt: skip
+           "step_rank": step_rank, "merge": merge, "budget": budget, "importance": importance,
+           "refit_modules": refit}  # fmt: skip
     length = context_length(model, revision, screen)
     data = {
         "run": {"name": name or f"{Path(model.replace(':', '-')).name}-{mha}x{ffn}", "seed": seed},
