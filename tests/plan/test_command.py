@@ -106,7 +106,7 @@ def test_a_line_says_to_convert_what_was_planned(
     GPT2Config(n_embd=32, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0).save_pretrained("my model")
     seen = []
     monkeypatch.setattr("momify.pipeline.check", lambda recipe, screen: seen.append(recipe))
-    monkeypatch.setattr("momify.pipeline.convert", lambda recipe, run, screen: None)
+    monkeypatch.setattr("momify.conversion.convert", lambda recipe, run, screen: None)
     line = command("my model", request_, layers=4)
     done = CliRunner().invoke(app, [*shlex.split(line)[1:], "--name", "x"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
