@@ -187,7 +187,7 @@ def measure_importance(
     losses by `set_key` from earlier measurements of the same network on the same tokens, and gets the new ones.
     Raises MomifyError for tokens that the network cannot read and for an unknown method.
     """
-    _check_tokens(network, tokens)
+    check_tokens(network, tokens)
     if method not in METHODS:
         raise MomifyError(f"importance method {method!r} is unknown; use one of {', '.join(METHODS)}")
     losses = PrunedLosses(network, tokens, known=known)
@@ -262,7 +262,7 @@ def _remove_at_once(
     return [Removal(KINDS[h % 2], h // 2, increases[h], after if h == chosen[-1] else None) for h in chosen]
 
 
-def _check_tokens(network: Network, tokens: Tensor) -> None:
+def check_tokens(network: Network, tokens: Tensor) -> None:
     """Raise MomifyError unless `tokens` are rows that the network can read."""
     rows, length = tokens.shape
     positions, vocabulary = network.frame.wpe.shape[0], network.frame.wte.shape[0]

@@ -7,6 +7,7 @@ those of any set after recovery, as the weights of a one-shot search do for the 
 from it, the conversion starts from the source's own weights (docs/results.md).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
-from momify.convert.importance import Progress
+from momify.convert.importance import Progress, check_tokens
 from momify.convert.network import HalfWeights, Network, embed, half_layer_update, half_update, half_weights, last_norm
 from momify.convert.refit import own_layers
+from momify.errors import MomifyError
 from momify.train.head_loss import HeadLoss, Teacher
 
 STEP_TOKENS = 1024  # of a step, or one block where that is longer: many small steps learn most from few tokens
@@ -44,8 +46,10 @@ def trained_with_drops(
     them, others in each step, are left out.
 
     Embeddings, last norm and head stay the source's. It holds the modules five times while it trains: the source's,
-    the copy's, gradients and two moments.
+    the copy's, gradients and two moments. Raises MomifyError for tokens that the network cannot read, and where the
+    loss or a gradient is not finite.
     """
+    check_tokens(network, tokens)
     layers = own_layers(network.layers)
     halves = [_learning(half_weights(layers, half)) for half in range(2 * layers.num_layers)]
     parameters = [getattr(weights, part.name) for weights in halves for part in fields(weights)]
@@ -58,13 +62,22 @@ def trained_with_drops(
         with torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
             loss = divergence(network, {half: halves[half] for half in kept}, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
+        _check_finite(loss.item(), norm.item(), number + 1, training)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if progress is not None:
             progress(number + 1, len(batches))
     return replace(network, layers=layers)
+
+
+def _check_finite(loss: float, norm: float, step: int, training: DropTraining) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise MomifyError(
+            f"importance layerdrop: in step {step} of what the copy learns the loss is {loss:g} and the gradient's "
+            f"norm {norm:g}; lower train.learning_rate ({training.learning_rate:g}) or use importance greedy"
+        )
 
 
 def drawn(num_layers: int, quotas: tuple[int, int], generator: torch.Generator) -> list[int]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from momify.convert.importance import KINDS, PrunedLosses, measure_importance
 from momify.convert.layerdrop import STEP_TOKENS, DropTraining, divergence, drawn, trained_with_drops
 from momify.convert.network import half_weights
+from momify.errors import MomifyError
 
 LESSONS = DropTraining(learning_rate=3e-3)
 
@@ -80,6 +81,19 @@ def test_the_source_stays_as_it_was_and_a_seed_decides_the_copy(make_gpt2, netwo
     assert copies[0].frame is network.frame
     steps = -(-80 * 32 // STEP_TOKENS)
     assert told[:steps] == [(step + 1, steps) for step in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rate", "words"),
+    [
+        (torch.full((8, 32), 61), 1e-3, "token 61 is outside the vocabulary of 61"),
+        (torch.ones(2, 49, dtype=torch.int64), 1e-3, "2 to 48"),
+        (torch.arange(96 * 32).view(96, 32) % 61, 1e30, r"lower train\.learning_rate \(1e\+30\)"),
+    ],
+)
+def test_what_cannot_be_learned_is_said_in_a_line(make_gpt2, network_of, tokens, rate, words):
+    with pytest.raises(MomifyError, match=words):
+        trained_with_drops(network_of(make_gpt2()), tokens, (2, 1), DropTraining(rate))
 
 
 def test_what_the_copy_misses_least_goes_first(make_gpt2, network_of, text):
