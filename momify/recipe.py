@@ -205,7 +205,7 @@ class MomBlock(Block):
     which bounds memory); 0: not at all, and patches and step deltas start as nothing."""
     refit_modules: bool = True
     """false: kept modules keep their weights, only patches and step deltas are fitted."""
-    refit_ridge: Annotated[float, Field(gt=0)] = 1.0e-3
+    refit_ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0e-3  # beyond: rounding, or nothing
     """How strongly refitted modules hold on to their own weights (ridge over the mean variance of what they read):
     0.001 starts best, 1 to 10 keep them as easy to train as they were."""
     patch_rank: Annotated[int, Field(ge=0)] = 0

@@ -64,6 +64,8 @@ def test_override_creates_a_block_that_the_file_lacks() -> None:
         (MINIMAL, ["mom.budget=0.8", "train.fsdp=true"], "which train.fsdp shards"),
         (MINIMAL, ["train.supervise=1", "mom.modules_per_token=2"], "mom.modules_per_token 1"),
         (MINIMAL, ["train.stand_ins_first=1"], "less than 1"),
+        (MINIMAL, ["mom.refit_ridge=1.0e-9"], "greater than or equal to"),
+        (MINIMAL, ["mom.refit_ridge=1.0e308"], "less than or equal to"),
         (MINIMAL, ["train.stand_ins_first=0.5", "train.fsdp=true"], "stand_ins_first 0, or no fsdp"),
         (MINIMAL, ["train.hidden=1", "mom.init=random"], "use init home, or train.hidden 0"),
         (DENSE, ["train.hidden=1"], "add a mom block, or set both to 0"),
