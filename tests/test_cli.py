@@ -15,6 +15,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from momify.cli import app, main
+from momify.convert.assemble import network_of
+from momify.convert.source import open_source
 from momify.data.tokenizer import train_tokenizer
 from momify.demo.corpus import documents
 from momify.models import load_mom
@@ -213,6 +215,18 @@ def test_convert_puts_patches_in_the_place_of_what_goes(there: Path, momify: Mom
     patched, bare = (load_mom(there / f"runs/{name}/model") for name in ("patched", "bare"))
     assert patched.model.mha_patch.weight_out.abs().sum(dim=(1, 2)).gt(0).all()
     assert patched.num_parameters() - bare.num_parameters() == 3 * (2 * 32 * 4 + 32)
+
+
+def test_convert_may_leave_the_weights_of_what_stays_alone(there: Path, momify: Momify) -> None:
+    asked = ("convert", "src", "--mha", 2, "--ffn", 3, "--patch-rank", 4, "--calibration", "text.txt")
+    told = momify(*asked, "--no-refit", "--name", "plain")
+    assert told.code == momify(*asked, "--name", "refitted").code == 0, told.err
+    assert "fitted what stands in on" in told.out
+    kept = json.loads((there / "runs/plain/model/momify.json").read_text())["plan"]["ffn_layers"]
+    own = network_of(open_source(there / "src")).layers.down_weight[kept]
+    plain, refitted = (load_mom(there / f"runs/{name}/model").model.ffn.down.weight for name in ("plain", "refitted"))
+    assert torch.equal(plain, own)
+    assert not torch.allclose(refitted, own, atol=1e-3)
 
 
 def test_steps_that_share_a_module_differ_unless_told_otherwise(there: Path, momify: Momify) -> None:
