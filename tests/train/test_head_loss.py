@@ -50,6 +50,24 @@ def test_equals_the_losses_of_whole_logits_in_float64(rows, cross_entropy, disti
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("learns", [("hidden",), ("weight",)])
+def test_a_head_that_stays_gets_no_gradient_and_no_memory_for_one(learns) -> None:
+    x, both = (tensors(torch.float32, d=512, v=40) for _ in range(2))
+    for name in learns:
+        x[name].requires_grad_()
+    for name in ("hidden", "weight"):
+        both[name].requires_grad_()
+    with LiveBytes([*x.values()]) as live:
+        start = live.now
+        loss, _ = chunked(x, 0.3, 0.7, rows=4)
+    whole_head = x["weight"].numel() * x["weight"].element_size()
+    assert (live.now - start >= whole_head) == ("weight" in learns)
+    loss.backward()
+    chunked(both, 0.3, 0.7, rows=4)[0].backward()
+    for name in ("hidden", "weight"):
+        assert torch.equal(x[name].grad, both[name].grad) if name in learns else x[name].grad is None
+
+
 def test_equals_this_packages_own_losses() -> None:
     x = tensors(torch.float32)
     logits, teacher = x["hidden"] @ x["weight"].T, x["teacher_hidden"] @ x["teacher_weight"].T
