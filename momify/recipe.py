@@ -197,9 +197,10 @@ class MomBlock(Block):
     gone) or leave_one_out; layerdrop: greedy on a copy of the source that has learned to do without half-layers; or by
     cosine (ShortGPT's block influence), magnitude, every_other (DistilGPT2's way)."""
     layerdrop_tokens: Positive = 204_800
-    """Tokens on which that copy is trained (importance: layerdrop), in steps of 1,024, at train.learning_rate."""
+    """Tokens on which that copy is trained (importance: layerdrop), in steps of 1,024 or a block, at
+    train.learning_rate."""
     calibration_blocks: Positive = 16
-    """Blocks of training text on which importance is measured."""
+    """Blocks of training text on which importance is measured (layerdrop: at least 16,384 tokens)."""
     refit_tokens: Annotated[int, Field(ge=0)] = 131_072
     """Tokens on which kept modules are refitted, in closed form, to make up for removed ones (at most 52 M / width,
     which bounds memory); 0: not at all, and patches and step deltas start as nothing."""
