@@ -32,7 +32,7 @@ from momify.subject import Subject
 
 SMALL = {"mha": 6, "ffn": 9}
 BARE = {"refit_tokens": 0}
-LEARNED = {"importance": "layerdrop", "calibration_blocks": 64}
+LEARNED = {"importance": "layerdrop"}
 HELD = {**LEARNED, "patch_rank": 16, "refit_ridge": 1.0}
 FEW = {"mha": 3, "ffn": 12, "mha_steps": 6}
 
@@ -64,6 +64,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
               {"mom": {**BARE, "mha_steps": 12, "ffn_steps": 12, "step_rank": 0}}),
     "more_steps": ("the same pool at 10 and 11 steps, changes and patches of rank 16",
                    {"mom": {"mha_steps": 10, "ffn_steps": 11, "step_rank": 16, "merge": True, "patch_rank": 16}}),
+    "more_steps_4": ("the same, changes and patches of rank 4",
+                     {"mom": {"mha_steps": 10, "ffn_steps": 11, "step_rank": 4, "merge": True, "patch_rank": 4}}),
     "paper_k1": ("the paper's way, K = 1", {"mom": {"init": "random"}, "train": {"balance": 0.01, "explore": 0.0}}),
     "paper_k2": ("the paper's way, K = 2", {"mom": {"init": "random", "modules_per_token": 2},
                                             "train": {"balance": 0.01}}),

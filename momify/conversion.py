@@ -12,7 +12,7 @@ from momify.convert.homes import KINDS, HomePlan, Request, choose_homes, removal
 from momify.convert.importance import Importance, measure_importance
 from momify.convert.kept_importance import importance_file, kept_importance
 from momify.convert.kept_losses import kept_losses
-from momify.convert.layerdrop import DropTraining, trained_with_drops
+from momify.convert.layerdrop import JUDGED_TOKENS, DropTraining, trained_with_drops
 from momify.convert.merge import shared_modules
 from momify.convert.network import Network
 from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit, unfitted
@@ -84,7 +84,8 @@ def choose(network: Network, text: CalibrationText, source_sha256: str, screen: 
 def judge(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
     """What each half-layer is worth on calibration text: to the source, or a copy that learned to do without."""
     mom, screen = text.recipe.mom, text.screen
-    tokens = text.tokens(mom.calibration_blocks * text.recipe.data.block_length)
+    fewest = JUDGED_TOKENS if mom.importance == "layerdrop" else 0
+    tokens = text.tokens(max(mom.calibration_blocks * text.recipe.data.block_length, fewest))
     title = "measuring what each half-layer is worth"
 
     def measure(judged: Network, known: dict[str, float]) -> Importance:

@@ -250,6 +250,7 @@ def test_convert_chooses_by_a_copy_that_learns_to_do_without(
     assert done.code == 0, done.err
     first = json.loads((there / "runs/one/model/momify.json").read_text())["importance"]
     assert first["method"] == "layerdrop"
+    assert first["tokens"] == 16_384 // 64 * 63  # of each block of 64 all but the first are predicted
     assert "of a copy that learned to do without" in done.out
     assert [removal["kind"] for removal in first["removals"]].count("mha") == 2
     monkeypatch.setattr("momify.conversion.trained_with_drops", lambda *_: pytest.fail("learned again"))
