@@ -34,6 +34,7 @@ class DropTraining:
     learning_rate: float
     bf16: bool = False
     seed: int = 0
+    version: int = 1  # of everything else about it: another makes kept choices void
 
 
 def trained_with_drops(
