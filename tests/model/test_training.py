@@ -74,8 +74,8 @@ def test_checkpointing_gives_equal_gradients(make_mom, token_ids, changes) -> No
     assert model.model.gradient_checkpointing
     kept = all_gradients(model, token_ids)
     assert plain.keys() == kept.keys()
-    for name in plain:
-        assert torch.equal(plain[name], kept[name]), name
+    for name in plain:  # another draw of what is dropped or explored moves them by more than 1e-2
+        torch.testing.assert_close(kept[name], plain[name], rtol=1e-5, atol=1e-6, msg=name)
     out = model(token_ids, use_cache=True)
     assert getattr(out, CACHE) is None, "steps run twice under checkpointing, a cache would grow twice"
 
