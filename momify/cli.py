@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from momify import convert_options as options
 from momify.errors import MomifyError
 from momify.plan.command import plan
 from momify.sweep.command import sweep
@@ -83,55 +84,25 @@ def _run(loaded: "Recipe", quiet: bool, as_json: bool, resume: bool = False, ove
 
 @app.command(epilog="Example: momify convert gpt2-large --mha 8 --ffn 36 --mha-steps 16")
 def convert(
-    model: Annotated[str, typer.Argument(help="Hub name, folder or builtin:demo.", show_default=False)],
-    mha: Annotated[int, typer.Option(help="Attention modules to keep: sets weights.", show_default=False)],
-    ffn: Annotated[int, typer.Option(help="Feed-forward modules to keep: sets weights.", show_default=False)],
-    depth: Annotated[int | None, typer.Option(help="Steps H; as the source if left out: sets compute.")] = None,
-    top_k: Annotated[int, typer.Option(help="Modules per token and half-step, K: sets compute.")] = 1,
-    mha_steps: Annotated[
-        int | None,
-        typer.Option(help="Steps that run attention: sets compute and KV cache; one per module if left out."),
-    ] = None,
-    ffn_steps: Annotated[
-        int | None, typer.Option(help="Steps that run a feed-forward module: sets compute; one per module if left out.")
-    ] = None,
-    reach: Annotated[
-        str | None,
-        typer.Option(help="What a running step may choose: all, skip (home or SKIP), home (if left out and K is 1)."),
-    ] = None,
-    init: Annotated[str, typer.Option(help="home: start as the pruned source; random: the paper's start.")] = "home",
-    patch_rank: Annotated[
-        int, typer.Option(min=0, help="Rank of the patch that SKIP adds in a removed half-layer's place; 0: none.")
-    ] = 0,
-    step_rank: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Rank of each step's own change to a module that steps share; 16 if left out, 0: none."
-        ),
-    ] = None,
-    merge: Annotated[
-        bool | None,
-        typer.Option(
-            help="A module that steps share is made of all their layers, aligned; done with --step-rank if left out."
-        ),
-    ] = None,
-    refit: Annotated[
-        bool, typer.Option(help="Kept modules are refitted to make up for what goes: a better start, not a better end.")
-    ] = True,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="Routers that spend this share of the MACs, token by token, on modules or patches; none."),
-    ] = None,
-    importance: Annotated[
-        str,
-        typer.Option(help="What is removed: greedy by loss; layerdrop: by what can be learned (slower); cosine ..."),
-    ] = "greedy",
-    calibration: Annotated[
-        list[str] | None, typer.Option(help="Text on which importance is measured; Python's own library if left out.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run; <model>-<mha>x<ffn> if left out.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    model: options.Source,
+    mha: options.Mha,
+    ffn: options.Ffn,
+    depth: options.Depth = None,
+    top_k: options.TopK = 1,
+    mha_steps: options.MhaSteps = None,
+    ffn_steps: options.FfnSteps = None,
+    reach: options.Reach = None,
+    init: options.Init = "home",
+    patch_rank: options.PatchRank = 0,
+    step_rank: options.StepRank = None,
+    merge: options.Merge = None,
+    refit: options.Refit = True,
+    budget: options.Budget = None,
+    importance: options.Importance = "greedy",
+    calibration: options.Calibration = None,
+    revision: options.Revision = None,
+    name: options.Name = None,
+    seed: options.Seed = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

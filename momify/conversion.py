@@ -8,11 +8,12 @@ from transformers import PreTrainedTokenizerBase
 
 from momify.convert.assemble import RouterSettings, assemble, mom_config, network_of
 from momify.convert.describe import COST_HEAD, Removals, removal_rows
+from momify.convert.fitted_losses import FittedLosses
 from momify.convert.homes import KINDS, HomePlan, Request, choose_homes, removal_quotas, with_step_rank
-from momify.convert.importance import Importance, measure_importance
+from momify.convert.importance import Importance, judged, measure_importance
 from momify.convert.kept_importance import importance_file, kept_importance
 from momify.convert.kept_losses import kept_losses
-from momify.convert.layerdrop import JUDGED_TOKENS, DropTraining, trained_with_drops
+from momify.convert.layerdrop import DropTraining, trained_with_drops
 from momify.convert.merge import shared_modules
 from momify.convert.network import Network
 from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit, unfitted
@@ -28,6 +29,9 @@ from momify.recipe import DataBlock, MomBlock, Recipe
 from momify.report.provenance import versions
 from momify.runs import Run
 from momify.screen import Screen
+
+JUDGED_TOKENS = 16_384  # at least, where sets of half-layers differ less than on the source as it is
+MEASURING = "measuring what each half-layer is worth"
 
 
 def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
@@ -71,6 +75,10 @@ class CalibrationText:
         length = self.recipe.data.block_length
         return tokens_of(self.recipe.data, self.tokenizer, self.screen).spread_blocks(-(-count // length))
 
+    def blocks(self, fewest: int = 0) -> torch.Tensor:
+        """What importance is measured on, (S, T): the blocks of the recipe, at least `fewest` tokens."""
+        return self.tokens(max(self.recipe.mom.calibration_blocks * self.recipe.data.block_length, fewest))
+
 
 def choose(network: Network, text: CalibrationText, source_sha256: str, screen: Screen) -> tuple[Importance, HomePlan]:
     """What each half-layer is worth on calibration text, and from that what stays and where each step starts."""
@@ -82,22 +90,39 @@ def choose(network: Network, text: CalibrationText, source_sha256: str, screen: 
 
 
 def judge(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
-    """What each half-layer is worth on calibration text: to the source, or a copy that learned to do without."""
-    mom, screen = text.recipe.mom, text.screen
-    fewest = JUDGED_TOKENS if mom.importance == "layerdrop" else 0
-    tokens = text.tokens(max(mom.calibration_blocks * text.recipe.data.block_length, fewest))
-    title = "measuring what each half-layer is worth"
+    """What each half-layer is worth on calibration text, by the recipe's way to tell."""
+    ways = {"layerdrop": judge_by_copy, "fitted": judge_fitted}
+    return ways.get(text.recipe.mom.importance, judge_as_it_is)(network, text, source_sha256, quotas)
 
-    def measure(judged: Network, known: dict[str, float]) -> Importance:
-        with screen.progress(title) as progress:
-            return measure_importance(judged, tokens, quotas, mom.importance, progress, known)
 
-    if mom.importance != "layerdrop":
-        with kept_losses(source_sha256, tokens) as known:
-            return measure(network, known)
-    lessons, training = text.tokens(mom.layerdrop_tokens), drop_training(text.recipe)
+def judge_as_it_is(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
+    """By the source with half-layers left out, or by their scores."""
+    tokens = text.blocks()
+    with kept_losses(source_sha256, tokens) as known, text.screen.progress(MEASURING) as progress:
+        return measure_importance(network, tokens, quotas, text.recipe.mom.importance, progress, known)
+
+
+def judge_fitted(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
+    """By what is left of a removal once the rest is fitted to make up for it, as the conversion will."""
+    mom, tokens = text.recipe.mom, text.blocks(JUDGED_TOKENS)
+    fitting = Fitting(mom.refit_ridge, modules=mom.refit_modules)
+    way = f"{fitting} {mom.patch_rank}"
+    with kept_losses(source_sha256, tokens, way) as known, text.screen.progress(MEASURING) as progress:
+        return judged(FittedLosses(network, tokens, fitting, mom.patch_rank, known=known), quotas, "fitted", progress)
+
+
+def judge_by_copy(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
+    """By a copy of the source that learned to do without half-layers."""
+    tokens, lessons = text.blocks(JUDGED_TOKENS), text.tokens(text.recipe.mom.layerdrop_tokens)
+    training = drop_training(text.recipe)
+
+    def measure() -> Importance:
+        copy = learned(network, lessons, quotas, training, text.screen)
+        with text.screen.progress(MEASURING) as progress:
+            return measure_importance(copy, tokens, quotas, "layerdrop", progress)
+
     path = importance_file(source_sha256, (tokens, lessons), f"{quotas} {training}")
-    return kept_importance(path, lambda: measure(learned(network, lessons, quotas, training, screen), {}))
+    return kept_importance(path, measure)
 
 
 def drop_training(recipe: Recipe) -> DropTraining:

@@ -192,15 +192,18 @@ class MomBlock(Block):
     K > 1, init random or added steps need it."""
     init: Literal["home", "random"] = "home"
     """home: start as the pruned source; random: the paper's start."""
-    importance: Literal["greedy", "layerdrop", "leave_one_out", "cosine", "magnitude", "every_other"] = "greedy"
+    importance: Literal["greedy", "fitted", "layerdrop", "leave_one_out", "cosine", "magnitude", "every_other"] = (
+        "greedy"
+    )
     """How half-layers are chosen for removal: by the loss without them, greedy (one after the other, beside what is
-    gone) or leave_one_out; layerdrop: greedy on a copy of the source that has learned to do without half-layers; or by
-    cosine (ShortGPT's block influence), magnitude, every_other (DistilGPT2's way)."""
+    gone) or leave_one_out; fitted: greedy, by the loss that is left once patches and refitted modules make up for them;
+    layerdrop: greedy on a copy of the source that has learned to do without half-layers; or by cosine (ShortGPT's block
+    influence), magnitude, every_other (DistilGPT2's way)."""
     layerdrop_tokens: Positive = 204_800
     """Tokens on which that copy is trained (importance: layerdrop), in steps of 1,024 or a block, at
     train.learning_rate."""
     calibration_blocks: Positive = 16
-    """Blocks of training text on which importance is measured (layerdrop: at least 16,384 tokens)."""
+    """Blocks of training text on which importance is measured (fitted, layerdrop: at least 16,384 tokens)."""
     refit_tokens: Annotated[int, Field(ge=0)] = 131_072
     """Tokens on which kept modules are refitted, in closed form, to make up for removed ones (at most 52 M / width,
     which bounds memory); 0: not at all, and patches and step deltas start as nothing."""
@@ -221,6 +224,15 @@ class MomBlock(Block):
     budget: Annotated[float, Field(gt=0, le=1)] | None = None
     """Routers fitted in closed form to spend this share of the reachable MACs (head left out), token by token, on each
     half-step's home or its SKIP; null: no fit. Implies reach skip."""
+
+    @model_validator(mode="after")
+    def _judgeable(self) -> "MomBlock":
+        if self.importance == "fitted" and not (self.refit_tokens and (self.refit_modules or self.patch_rank)):
+            raise ValueError(
+                "importance fitted judges by what is left after a fit, and nothing is fitted; "
+                "set refit_tokens, and refit_modules or patch_rank, or use importance greedy"
+            )
+        return self
 
     @model_validator(mode="after")
     def _routable(self) -> "MomBlock":

@@ -17,7 +17,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("sweep",),
-    ("terminal",),
+    ("terminal", "convert_options"),
     ("pipeline",),
     ("conversion", "evaluation"),
     ("subject", "generate", "plan"),

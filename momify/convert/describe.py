@@ -133,7 +133,8 @@ def _loss_lines(plan: HomePlan, importance: Importance) -> list[str]:
 
 
 def _whose(importance: Importance) -> str:
-    return "of a copy that learned to do without" if importance.method == "layerdrop" else "before training"
+    of = {"layerdrop": "of a copy that learned to do without", "fitted": "with the rest fitted to make up for them"}
+    return of.get(importance.method, "before training")
 
 
 def _is_gone(plan: HomePlan, kind: str, layer: int) -> bool:

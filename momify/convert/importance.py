@@ -4,9 +4,9 @@ A half-layer is one attention or feed-forward block: (kind, layer). Losses are m
 in nats. Residuals before half-layers are kept ("anchors"): a candidate at depth l costs the layers from l on.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from momify.convert.scores import SCORES, half_layer_scores
 from momify.errors import MomifyError
 
 KINDS = ("mha", "ffn")
-METHODS = ("greedy", "layerdrop", "leave_one_out", *SCORES)
-_GREEDY = ("greedy", "layerdrop")  # the latter on a copy of the source (layerdrop.py)
+METHODS = ("greedy", "layerdrop", "leave_one_out", *SCORES)  # and "fitted", of other losses (fitted_losses.py)
+_GREEDY = ("greedy", "layerdrop", "fitted")
 HalfLayer = tuple[str, int]  # ("mha" or "ffn", layer)
 Progress = Callable[[int, int], None]  # done, total
 ANCHOR_BYTES = 256 << 20  # all anchors of all batches together
@@ -84,6 +84,20 @@ class Importance:
         """For a conversion that removes nothing and so needs no calibration."""
         zeros = (0.0,) * num_layers
         return cls("none", num_layers, 0, 0.0, zeros, zeros)
+
+
+class Losses(Protocol):
+    """Losses with half-layers left out, one by one and for good; half-layers are numbered in the order they run."""
+
+    halves: int
+    scored: int  # predictions
+    evaluations: int  # passes over the tokens so far
+
+    def loss_without(self, half: int | None = None) -> float:
+        """Mean loss in nats with those removed so far and, if given, `half` left out."""
+
+    def remove(self, half: int) -> None:
+        """Leave `half` out from now on."""
 
 
 class PrunedLosses:
@@ -178,11 +192,9 @@ def measure_importance(
 ) -> Importance:
     """Measure every half-layer and choose which `quotas` = (attention, feed-forward) of them to remove.
 
-    greedy: leave-one-out losses first; then again and again the cheapest candidate of both kinds goes,
-    measured beside all that went before it. Only the cheapest stale candidate is measured anew until the
-    cheapest is fresh (lazy greedy); layerdrop: the same, with `network` the copy that `layerdrop.py` trains.
-    leave_one_out: the cheapest by the first losses alone. Other methods: the lowest
-    scores of each kind (`scores.py`), with the loss measured before and after only.
+    leave_one_out: the cheapest by the loss without it alone. Methods of `scores.py`: the lowest of each kind, with the
+    loss measured before and after only. greedy: see `judged`; layerdrop is the same, with the copy that `layerdrop.py`
+    trains as `network`.
     `tokens` is (S, T) int64; `progress` is told how many measurements and removals of how many are done. `known` holds
     losses by `set_key` from earlier measurements of the same network on the same tokens, and gets the new ones.
     Raises MomifyError for tokens that the network cannot read and for an unknown method.
@@ -191,10 +203,26 @@ def measure_importance(
     if method not in METHODS:
         raise MomifyError(f"importance method {method!r} is unknown; use one of {', '.join(METHODS)}")
     losses = PrunedLosses(network, tokens, known=known)
+    scores = half_layer_scores(network, losses.batches, quotas, method) if method in SCORES else None
+    return judged(losses, quotas, method, progress, scores)
+
+
+def judged(
+    losses: Losses,
+    quotas: tuple[int, int],
+    method: str,
+    progress: Progress | None = None,
+    scores: Sequence[float] | None = None,
+) -> Importance:
+    """Measure every half-layer by its loss, or its score, and choose which `quotas` of them to remove.
+
+    greedy, layerdrop, fitted: leave-one-out losses first; then again and again the cheapest candidate of both kinds
+    goes, measured beside all that went before it. Only the cheapest stale candidate is measured anew until the cheapest
+    is fresh (lazy greedy). What the loss is of they leave to `losses`.
+    """
     steps = _Steps(losses.halves + sum(quotas), progress)
     base = losses.loss_without()
     increases = []
-    scores = half_layer_scores(network, losses.batches, quotas, method) if method in SCORES else None
     for half in range(losses.halves):
         increases.append(scores[half] if scores else losses.loss_without(half) - base)
         steps.advance()
@@ -202,7 +230,7 @@ def measure_importance(
     removals = choose(losses, base, increases, quotas, steps)
     return Importance(
         method=method,
-        num_layers=network.layers.num_layers,
+        num_layers=losses.halves // 2,
         tokens=losses.scored,
         base_loss=base,
         mha_increase=tuple(increases[0::2]),
@@ -225,7 +253,7 @@ class _Steps:
 
 
 def _remove_lazily(
-    losses: PrunedLosses, base: float, increases: list[float], quotas: tuple[int, int], steps: _Steps
+    losses: Losses, base: float, increases: list[float], quotas: tuple[int, int], steps: _Steps
 ) -> list[Removal]:
     """Lazy greedy over both kinds until each quota is met."""
     left, loss, removals = list(quotas), base, []
@@ -248,7 +276,7 @@ def _remove_lazily(
 
 
 def _remove_at_once(
-    losses: PrunedLosses, base: float, increases: list[float], quotas: tuple[int, int], steps: _Steps
+    losses: Losses, base: float, increases: list[float], quotas: tuple[int, int], steps: _Steps
 ) -> list[Removal]:
     """The cheapest of each kind by leave-one-out increase or score; the loss without all of them is measured."""
     chosen = []

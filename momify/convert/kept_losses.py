@@ -15,13 +15,14 @@ from momify.files import read_json, write_json
 
 
 @contextmanager
-def kept_losses(source_sha256: str, tokens: Tensor) -> Iterator[dict[str, float]]:
+def kept_losses(source_sha256: str, tokens: Tensor, way: str = "") -> Iterator[dict[str, float]]:
     """Known losses in nats by `importance.set_key`; what was added is written when the block ends, however it ends.
 
-    They hold for one source and one calibration text: the file's name is the hash of both. A file that cannot be read
+    They hold for one source, one calibration text and one `way` of fitting what is left ("": none), spelled out: the
+    file's name is the hash of them. A file that cannot be read
     is made anew.
     """
-    path = losses_file(source_sha256, tokens)
+    path = losses_file(source_sha256, tokens, way)
     known = _read(path)
     before = len(known)
     try:
@@ -31,9 +32,9 @@ def kept_losses(source_sha256: str, tokens: Tensor) -> Iterator[dict[str, float]
             write_json(path, known)
 
 
-def losses_file(source_sha256: str, tokens: Tensor) -> Path:
+def losses_file(source_sha256: str, tokens: Tensor, way: str = "") -> Path:
     """Where the losses of a source on `tokens` (S, T) are kept."""
-    content = hashlib.sha256(source_sha256.encode())
+    content = hashlib.sha256(f"{source_sha256}{way}".encode())
     content.update(str(tuple(tokens.shape)).encode())
     content.update(tokens.contiguous().numpy().tobytes())
     return cache_folder() / "losses" / f"{content.hexdigest()[:32]}.json"

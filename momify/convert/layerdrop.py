@@ -22,7 +22,6 @@ from momify.errors import MomifyError
 from momify.train.head_loss import HeadLoss, Teacher
 
 STEP_TOKENS = 1024  # of a step, or one block where that is longer: many small steps learn most from few tokens
-JUDGED_TOKENS = 16_384  # at least, for the losses of the copy: sets of half-layers differ less there than on the source
 _WARMUP = 0.1
 _CLIP = 1.0
 

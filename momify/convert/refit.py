@@ -15,6 +15,8 @@ What is missing is told by the place of the next half-step that runs a module: a
 makes up for those too, and a patch for what remains (docs/log.md: better than leaving it to the patch).
 """
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -85,13 +87,15 @@ def refit(
     """
     fitting = fitting or Fitting()
     halves = half_steps(plan)
-    walk = _Walk(network, plan, tokens, fitting)
+    layers = network.layers if fitting.in_place else own_layers(network.layers)
+    merged = merged_modules(network, plan) if fitting.merge else {}  # written when the source is done
+    walk = Walk(network, tokens, fitting, Ranks(plan.patch_rank, plan.step_rank), layers, merged)
     for index, half in enumerate(halves):
-        walk.take(half, _goal(halves, index, 2 * plan.num_layers))
+        walk.take(half, goal_behind(halves, index, 2 * plan.num_layers))
         if progress is not None:
             progress(index + 1, len(halves))
-    write_modules(walk.layers, walk.merged)
-    return Fitted(walk.layers, walk.stand_ins)
+    write_modules(layers, merged)
+    return Fitted(layers, walk.stand_ins)
 
 
 def unfitted(network: Network, plan: HomePlan, fitting: Fitting) -> Fitted:
@@ -136,7 +140,7 @@ def own_layers(layers: Layers) -> Layers:
         return Layers(*(getattr(layers, part.name).clone() for part in fields(layers)))
 
 
-def _goal(halves: list[Half], index: int, end: int) -> int | None:
+def goal_behind(halves: list[Half], index: int, end: int) -> int | None:
     """How many source half-layers the residual behind a half-step stands for: all up to the next module's place."""
     if halves[index].position is None:
         return None
@@ -144,19 +148,44 @@ def _goal(halves: list[Half], index: int, end: int) -> int | None:
     return later[0] if later else end
 
 
-class _Walk:
-    """The source's residual and the compressed model's, on the way through both."""
+@dataclass(frozen=True)
+class Ranks:
+    """Of patches and of step deltas."""
 
-    def __init__(self, network: Network, plan: HomePlan, tokens: Tensor, fitting: Fitting) -> None:
+    patch: int = 0
+    step: int = 0
+
+
+class Walk:
+    """The source's residual and the compressed model's, on the way through both.
+
+    What is fitted to a kept module is written to `layers`, if there are any to write to, and used once in any case.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tokens: Tensor,
+        fitting: Fitting,
+        ranks: Ranks,
+        layers: Layers | None = None,
+        merged: Mapping[int, HalfWeights] | None = None,
+    ) -> None:
         at_once = min(BATCH_TOKENS, FEATURE_VALUES // network.layers.up_bias.shape[1])
-        batches = tokens.split(max(1, at_once // tokens.shape[1]))
-        self.network, self.fitting, self.plan = network, fitting, plan
-        self.layers = network.layers if fitting.in_place else own_layers(network.layers)
-        self.states = [embed(network.frame, batch) for batch in batches]  # the source's residual, (B, T, D) each
+        self.batches = tokens.split(max(1, at_once // tokens.shape[1]))
+        self.network, self.fitting, self.ranks, self.layers = network, fitting, ranks, layers
+        self.states = [embed(network.frame, batch) for batch in self.batches]  # the source's residual, (B, T, D) each
         self.ours = [state.clone() for state in self.states]
-        self.merged = merged_modules(network, plan) if fitting.merge else {}  # written when the source is done
+        self.merged = {} if merged is None else merged
         self.place, self.drifted = 0, False
         self.stand_ins: dict[tuple[str, int], Factors] = {}
+
+    def fork(self) -> "Walk":
+        """The same walk up to here, which may go on another way."""
+        other = copy.copy(self)
+        other.states, other.ours = ([x.clone() for x in part] for part in (self.states, self.ours))
+        other.stand_ins = dict(self.stand_ins)
+        return other
 
     def take(self, half: Half, goal: int | None) -> None:
         """Fit and run one half-step; `goal`: how many source half-layers the residual behind it stands for."""
@@ -192,11 +221,12 @@ class _Walk:
         """A module at home: refitted where that can be, and its patch beside it."""
         assert half.runs is not None
         own = half.alone and half.runs == half.position
-        weights, width = self.merged.get(half.runs) or half_weights(self.layers, half.runs), self.ours[0].shape[-1]
+        layers, width = self.layers or self.network.layers, self.ours[0].shape[-1]
+        weights = self.merged.get(half.runs) or half_weights(layers, half.runs)
         if half.adapted and goal is not None:
             weights = self._adapt(half, weights)
         elif self.fitting.modules and self.drifted and own and goal is not None:
-            self._refit(half.runs, weights)
+            weights = self._refit(half.runs, weights)
         moments = Moments(width, width) if half.patched else None
         for x in self.ours:
             update = half_features(self.network, half.runs, weights, x).matmul(weights.out).add_(weights.out_bias)
@@ -209,21 +239,24 @@ class _Walk:
     def _patch(self, half: Half, moments: Moments) -> Factors:
         """The patch of a half-step, from the sums over x_hat and what it stands in for."""
         nothing = self.ours[0].new_zeros(moments.xy.shape)
-        patch = moments.solve_low_rank(nothing, nothing, self.plan.patch_rank, self.fitting.stand_in_ridge)
+        patch = moments.solve_low_rank(nothing, nothing, self.ranks.patch, self.fitting.stand_in_ridge)
         self.stand_ins[f"{half.kind}_patch", half.step] = patch
         return patch
 
-    def _refit(self, half: int, weights: HalfWeights) -> None:
-        """Let `half` map its features of our residual to what is missing to the source's, in place."""
+    def _refit(self, half: int, weights: HalfWeights) -> HalfWeights:
+        """Let `half` map its features of our residual to what is missing to the source's."""
         out, out_bias = self._missing(half, weights).solve(weights.out, self.fitting.ridge)
+        if self.layers is None:
+            return replace(weights, out=out, out_bias=out_bias)
         weights.out.copy_(out)
         weights.out_bias.copy_(out_bias)
+        return weights
 
     def _adapt(self, half: Half, base: HalfWeights) -> HalfWeights:
         """A shared module as it is at one step: its projections plus low-rank changes, towards the layer replaced."""
         assert half.position is not None
         name = f"{half.kind}_delta"
-        own, rank = half_weights(self.network.layers, half.position), self.plan.step_rank
+        own, rank = half_weights(self.network.layers, half.position), self.ranks.step
         if half.position != half.runs:
             own = aligned(own, base, None if half.position % 2 else self.network.num_heads)
         elif not self.drifted:

@@ -33,11 +33,11 @@ def test_an_interrupted_measurement_keeps_what_it_has():
     assert json.loads(losses_file("aa", TEXT).read_text()) == {"3": 0.5}
 
 
-def test_another_source_text_or_shape_has_losses_of_its_own():
+def test_another_source_text_shape_or_fit_has_losses_of_its_own():
     with kept_losses("aa", TEXT) as known:
         known[""] = 1.0
-    for source, text in (("ab", TEXT), ("aa", TEXT + 1), ("aa", TEXT.view(4, 3))):
-        with kept_losses(source, text) as known:
+    for source, text, way in (("ab", TEXT, ""), ("aa", TEXT + 1, ""), ("aa", TEXT.view(4, 3), ""), ("aa", TEXT, "a")):
+        with kept_losses(source, text, way) as known:
             assert known == {}
 
 

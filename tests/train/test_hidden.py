@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel, set_seed
 from momify.convert.assemble import assemble, network_of
 from momify.convert.homes import HomePlan, Request, choose_homes
 from momify.convert.importance import Importance
-from momify.convert.refit import _goal
+from momify.convert.refit import goal_behind
 from momify.convert.refit import half_steps as planned_half_steps
 from momify.convert.source import open_source
 from momify.data.blocks import TokenData
@@ -126,7 +126,7 @@ def test_residuals_are_those_of_transformers_and_leave_no_hooks(teacher, ids):
 def test_depths_are_the_goals_of_the_refit(convert, way):
     plan = plan_of(**WAYS[way])
     halves = planned_half_steps(plan)
-    goals = {goal for index in range(len(halves)) if (goal := _goal(halves, index, 8)) is not None}
+    goals = {goal for index in range(len(halves)) if (goal := goal_behind(halves, index, 8)) is not None}
     depths = matching_depths(convert(plan).config, list(plan.step_layers), 4)
     assert set(depths.values()) == goals
     assert len(depths) == len(goals)
