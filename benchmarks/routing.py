@@ -37,7 +37,7 @@ from momify.measure.stakes import Place, loss_metrics, stakes
 from momify.model import MomForCausalLM
 from momify.model.layout import HalfStep
 from momify.models import locate
-from momify.recipe import DataBlock
+from momify.recipe_blocks import DataBlock
 
 SHARES = ((0.25, 0.25), (0.5, 0.25), (0.5, 0.5))
 KINDS = ("mha", "ffn")

@@ -194,7 +194,8 @@ def evaluate(
 ) -> None:
     """Score a model, and its source by the same protocol: perplexity, GLUE, XSUM, lm-eval. Writes runs/<name>/eval/."""
     from momify.overrides import read_settings
-    from momify.recipe import EvalBlock, change_eval
+    from momify.recipe import change_eval
+    from momify.recipe_blocks import EvalBlock
 
     given = {"tasks": listed(tasks), "seeds": listed(seeds), "data_dir": data_dir, "baseline": baseline, "limit": limit}
     given = {key: value for key, value in given.items() if value is not None} | read_settings(settings or [])

@@ -25,7 +25,8 @@ from momify.data.tokenizer import load_tokenizer
 from momify.measure.budget import check_budget
 from momify.model import MomForCausalLM
 from momify.models import locate, write_model
-from momify.recipe import DataBlock, MomBlock, Recipe
+from momify.recipe import Recipe
+from momify.recipe_blocks import DataBlock, MomBlock
 from momify.report.provenance import versions
 from momify.runs import Run
 from momify.screen import Screen

@@ -18,7 +18,7 @@ from momify.evaluate.results import read_results
 from momify.evaluate.tasks import make_tasks
 from momify.files import read_json, sha256_of_files, write_json
 from momify.models import load_model, locate
-from momify.recipe import EvalBlock
+from momify.recipe_blocks import EvalBlock
 from momify.report.tasks import comparison_table, protocol_lines
 from momify.screen import Screen
 from momify.subject import Subject

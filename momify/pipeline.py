@@ -31,7 +31,8 @@ from momify.models import (
     write_model,
 )
 from momify.processes import count, first_then_others, is_first
-from momify.recipe import MomBlock, Recipe, Scratch, TrainBlock
+from momify.recipe import Recipe
+from momify.recipe_blocks import MomBlock, Scratch, TrainBlock
 from momify.report.data import Looks
 from momify.report.make import Pair, command_line, measure_pair, quality_of, write_report
 from momify.report.provenance import Origin, versions

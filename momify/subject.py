@@ -7,7 +7,8 @@ from momify.convert.source import read_config
 from momify.convert.stored_mom import read_mom_config
 from momify.errors import MomifyError
 from momify.models import BUILTIN, locate, model_type, read_provenance
-from momify.recipe import DataBlock, Recipe, make_recipe
+from momify.recipe import Recipe, make_recipe
+from momify.recipe_blocks import DataBlock
 from momify.runs import RUNS, Run, find_run
 from momify.screen import Screen
 

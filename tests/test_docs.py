@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from momify import recipe
+from momify import recipe_blocks as blocks
 from momify.cli import app
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = {
-    "run": recipe.RunBlock, "source": recipe.SourceBlock, "source.scratch": recipe.Scratch, "mom": recipe.MomBlock,
-    "data": recipe.DataBlock, "train": recipe.TrainBlock, "eval": recipe.EvalBlock,
+    "run": blocks.RunBlock, "source": blocks.SourceBlock, "source.scratch": blocks.Scratch, "mom": blocks.MomBlock,
+    "data": blocks.DataBlock, "train": blocks.TrainBlock, "eval": blocks.EvalBlock,
 }  # fmt: skip
 
 

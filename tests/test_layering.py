@@ -29,6 +29,7 @@ LAYERS = (
     ("data",),
     ("model", "demo", "runs"),
     ("recipe", "screen"),
+    ("recipe_blocks",),
     ("overrides", "task_names"),
     ("mistakes",),
     ("files", "processes"),

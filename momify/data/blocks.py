@@ -18,7 +18,7 @@ from momify.data.hub import HubStream
 from momify.data.stream import BATCH, Encode, Limits, Progress, stream_tokens
 from momify.errors import MomifyError
 from momify.files import disk_errors, write_json
-from momify.recipe import DataBlock
+from momify.recipe_blocks import DataBlock
 
 _FORMAT = 1  # part of the cache key: raise it when the content of a cached folder changes
 _LARGEST_HELD_OUT_SHARE = 0.1

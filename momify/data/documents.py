@@ -13,7 +13,7 @@ from momify.data.hub import HubStream, find_on_hub
 from momify.demo import corpus
 from momify.errors import MomifyError
 from momify.files import sha256_of_files
-from momify.recipe import DataBlock
+from momify.recipe_blocks import DataBlock
 
 BUILTIN = "builtin:demo"
 SEPARATOR = "<|endoftext|>"

@@ -12,7 +12,7 @@ from momify.evaluate.lm_eval import LmEval
 from momify.evaluate.task import Task
 from momify.evaluate.xsum import Decoding, Xsum
 from momify.evaluate.xsum_data import read_xsum
-from momify.recipe import EvalBlock
+from momify.recipe_blocks import EvalBlock
 from momify.task_names import LM_EVAL
 
 Say = Callable[[str], None]

@@ -13,7 +13,8 @@ from momify.plan.reading import read_shape, scratch_shape
 from momify.plan.search import Candidate, parse_budget, search
 from momify.plan.show import as_json, command
 from momify.plan.training import DEVICES, UTILISATION, TrainingCost, micro_batch_that_fits, training_cost
-from momify.recipe import TrainBlock, load_recipe
+from momify.recipe import load_recipe
+from momify.recipe_blocks import TrainBlock
 
 REQUEST_KEYS = ("mha", "ffn", "depth", "modules_per_token", "mha_steps", "ffn_steps", "init", "reach",
                 "patch_rank", "step_rank")  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 from momify.errors import MomifyError
 from momify.measure.cost import Pool, Shape
-from momify.recipe import Scratch
+from momify.recipe_blocks import Scratch
 from momify.runs import find_run
 
 BUILTIN = "builtin:demo"

@@ -8,7 +8,7 @@ from momify.convert.homes import Request
 from momify.plan.figures import Figures
 from momify.plan.search import Candidate
 from momify.plan.training import TrainingCost
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 from momify.report.words import amount, percent, size
 
 if TYPE_CHECKING:

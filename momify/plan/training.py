@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from momify.measure.cost import KINDS, Kind, Shape, dense_macs, mom_macs, parameters, planned_usage
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 
 FLOAT = 4
 ADAM, MUON = 8, 4  # bytes of optimizer state a parameter

@@ -18,7 +18,7 @@ from momify.measure.mode import evaluating
 from momify.measure.stakes import METRIC_TOKENS, loss_metrics
 from momify.model import MomConfig
 from momify.processes import count, first_then_others, is_first, rank, wait_for_all
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 from momify.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
 from momify.train.checkpoints import drop_after, newest_whole, read_seal, sweep
 from momify.train.guards import Rollback, UnfitStepsError, read_rollback, write_rollback

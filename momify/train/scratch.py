@@ -2,7 +2,7 @@
 
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from momify.recipe import Scratch
+from momify.recipe_blocks import Scratch
 
 
 def dense_gpt2(scratch: Scratch, tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from momify.errors import MomifyError
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 
 _ADDED = ("_router.", "_patch.", "_delta.")
 

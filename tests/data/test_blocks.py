@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from momify.data.blocks import TokenBlocks, cache_folder, load_tokens, split_by_document
 from momify.errors import MomifyError
-from momify.recipe import DataBlock
+from momify.recipe_blocks import DataBlock
 
 
 def write(path: Path, count: int) -> Path:

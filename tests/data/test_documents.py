@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from momify.data.documents import LINES_WITHOUT_SEPARATOR, read_corpus
 from momify.errors import MomifyError
-from momify.recipe import DataBlock
+from momify.recipe_blocks import DataBlock
 
 
 def texts(*names: object, **more: object) -> list[str]:

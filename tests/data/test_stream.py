@@ -20,7 +20,7 @@ from momify.data.cache import making
 from momify.data.documents import read_corpus
 from momify.data.stream import Limits, is_held_out
 from momify.errors import MomifyError
-from momify.recipe import DataBlock
+from momify.recipe_blocks import DataBlock
 
 DOCUMENTS = [f"the cat {i} sat on the mat " * (i % 7) for i in range(3000)]
 NAME = "someone/texts"

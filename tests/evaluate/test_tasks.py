@@ -8,7 +8,8 @@ import pytest
 from momify.errors import MomifyError
 from momify.evaluate.glue_tasks import GLUE
 from momify.evaluate.tasks import make_tasks
-from momify.recipe import EvalBlock, change_eval
+from momify.recipe import change_eval
+from momify.recipe_blocks import EvalBlock
 from momify.task_names import GLUE_TASKS
 
 from .conftest import Write

@@ -22,7 +22,8 @@ from momify.data.tokenizer import load_tokenizer, train_tokenizer
 from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
 from momify.models import load_mom, model_type, read_provenance
-from momify.recipe import DataBlock, parse_recipe
+from momify.recipe import parse_recipe
+from momify.recipe_blocks import DataBlock
 
 
 class Runs:

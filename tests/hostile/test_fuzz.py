@@ -26,7 +26,8 @@ from momify.data.tokenizer import load_tokenizer, train_tokenizer
 from momify.evaluate.results import read_results
 from momify.model import MomConfig, MomForCausalLM
 from momify.models import load_mom, model_type, read_provenance
-from momify.recipe import DataBlock, parse_recipe
+from momify.recipe import parse_recipe
+from momify.recipe_blocks import DataBlock
 from momify.train.checkpoints import Seal, fault, newest_whole, rotate, seal
 from momify.train.guards import read_rollback
 
@@ -227,7 +228,7 @@ SNIPPETS = [
 ]  # fmt: skip
 
 
-@fuzz(800)
+@fuzz(300)
 @given(seed=seeds)
 def test_recipes(case: Callable, seed: int) -> None:
     draw = random.Random(seed)

@@ -9,7 +9,7 @@ from momify.measure.live_bytes import LiveBytes
 from momify.model import MomConfig, MomForCausalLM
 from momify.plan.reading import read_shape
 from momify.plan.training import DEVICES, micro_batch_that_fits, training_activations, training_cost
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 from momify.train.hidden import HiddenGap, HiddenGoal, matching_depths
 from momify.train.losses import distillation_loss, next_token_loss
 

@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel, TrainerCallback, set_
 from momify.data.blocks import TokenData
 from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 from momify.train.callbacks import StopOnSignal, keep_rows_up_to
 from momify.train.checkpoints import newest_whole
 from momify.train.fit import Place, Stopped, fit

@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel, Trainer, set_seed
 
 from momify.data.blocks import TokenData
 from momify.errors import MomifyError
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 from momify.train.checkpoints import read_seal
 from momify.train.fit import Place, fit
 

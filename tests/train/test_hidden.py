@@ -21,7 +21,7 @@ from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
 from momify.model.half import run_half
 from momify.models import step_layers
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 from momify.train.fit import Place, fit
 from momify.train.hidden import HiddenGap, HiddenGoal, matching_depths, residuals, source_variances
 

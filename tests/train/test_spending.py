@@ -14,7 +14,7 @@ from momify.data.blocks import TokenData
 from momify.errors import MomifyError
 from momify.measure.budget import budget_of
 from momify.model import MomConfig, MomForCausalLM, RoutingRecord
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 from momify.train.fit import Place, fit
 from momify.train.spending import BudgetHold
 

@@ -15,7 +15,7 @@ from transformers import GPT2LMHeadModel, set_seed
 from momify.data.blocks import TokenData
 from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 from momify.train.fit import Place, fit
 
 STEPS, ALONE = 8, 4

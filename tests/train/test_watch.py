@@ -15,7 +15,7 @@ from momify.data.blocks import TokenData
 from momify.data.tokenizer import check_same_tokens, train_tokenizer
 from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
-from momify.recipe import TrainBlock
+from momify.recipe_blocks import TrainBlock
 from momify.train import watch
 from momify.train.fit import Place, fit
 from momify.train.routing_log import use_shares

@@ -1,0 +1,291 @@
+"""The blocks of a recipe: every key with its type, its default and what it means, and what does not go together.
+
+docs/recipes.md repeats them (tests/test_docs.py). No torch here.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from momify.task_names import check_tasks
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("holds a NUL character, which no name has")
+    return value
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Text = Annotated[str, AfterValidator(_no_nul)]
+Names = Annotated[list[Text], BeforeValidator(_one_or_many)]
+
+
+class Block(BaseModel):
+    """A part of a recipe: unknown keys are refused, values keep their types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class RunBlock(Block):
+    """Where the run goes and its seed."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "run"
+    """Name of the run and of its folder."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides the order of the data, exploration, and random starts."""
+    dir: Text | None = None
+    """Run folder; `runs/<name>` when null."""
+
+
+class TrainBlock(Block):
+    """One training: phase 2 (the MoM learns from its source) or, under `source.scratch`, phase 1."""
+
+    steps: Positive = 5000
+    """Optimizer steps."""
+    batch_size: Positive = 64
+    """Sequences per optimizer step and process."""
+    micro_batch: Positive | None = None
+    """Sequences per forward pass; null: the whole batch. Must divide batch_size; changes memory, not results."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalised momentum for the matrices of the modules, AdamW for the rest."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-3
+    """Highest learning rate, reached after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """How the learning rate falls afterwards, to 0."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Weight = 0.1
+    """Decoupled weight decay of matrices and embeddings; biases and norms have none."""
+    clip: Weight = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: mixed precision, weights kept in float32."""
+    distill: Weight = 1.0
+    """Weight of the Kullback-Leibler divergence from the source's predictions (phase 2)."""
+    cross_entropy: Weight = 0.0
+    """Weight of the next-token loss (phase 1 uses nothing else)."""
+    hidden: Weight = 0.0
+    """Weight of the squared error to the source's residual, relative to its variance, wherever the MoM's stands for it
+    (phase 2)."""
+    balance: Weight = 0.0
+    """Weight of the load-balance loss over routed modules (the paper: 0.01)."""
+    dropout: Share = 0.0
+    """Dropout of the MoM while it recovers (the paper: none), whatever the source was trained with."""
+    explore: Share = 0.05
+    """Share of tokens per routed half-step that try a second choice, from which the router learns (K = 1); none under
+    supervise or a budget."""
+    supervise: Weight = 0.0
+    """Weight of the loss by which routers learn what skipping would cost (it moves routers only)."""
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the reachable MACs held while training, by the threshold of SKIP; null: that of mom.budget."""
+    stand_ins_first: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps at the beginning in which only what conversion added learns: patches, step deltas, routers
+    where they are taught (phase 2)."""
+    gradient_checkpointing: bool = False
+    """Compute each step's activations a second time instead of keeping them: less memory, a third more time."""
+    log_every: Positive = 10
+    """Steps between rows of metrics.jsonl."""
+    eval_every: Positive | None = None
+    """Steps between held-out losses; null: as save_every."""
+    save_every: Positive = 500
+    """Steps between checkpoints: what a killed run loses at most."""
+    keep: Positive = 3
+    """Newest checkpoints kept; the one of the lowest held-out loss is kept besides."""
+    fsdp: bool = False
+    """Under torchrun: shard weights, gradients and optimizer over the processes instead of copying them."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainBlock":
+        if self.batch_size % (self.micro_batch or self.batch_size):
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
+        if not (self.distill or self.cross_entropy):
+            raise ValueError("distill and cross_entropy are both 0: nothing would be learned")
+        if self.fsdp and self.optimizer == "muon":
+            raise ValueError("optimizer muon needs whole matrices, which fsdp shards; use optimizer adamw, or no fsdp")
+        if self.fsdp and self.stand_ins_first:
+            raise ValueError("fsdp saves optimizer state of all weights or none; use stand_ins_first 0, or no fsdp")
+        return self
+
+
+class Scratch(Block):
+    """A dense GPT-2 trained from random weights: the paper's phase 1."""
+
+    layers: Positive = 12
+    """Layers L."""
+    width: Positive = 768
+    """Width D of the residual."""
+    heads: Positive = 12
+    """Attention heads N."""
+    context: Positive = 1024
+    """Positions."""
+    vocabulary: Positive = 50257
+    """Entries of the byte-level BPE that is trained on the data; ignored when `tokenizer` is given."""
+    tokenizer: Text | None = None
+    """Hub name or folder of an existing tokenizer."""
+    dropout: Share = 0.0
+    """Dropout of the dense model, while it trains and in its config."""
+    pretrain: bool = True
+    """false: no phase 1, the MoM starts from random weights (the paper's ablation)."""
+    train: TrainBlock | None = None
+    """Settings of phase 1; null: the recipe's own train block."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Scratch":
+        if self.train and not self.pretrain:
+            raise ValueError("train sets phase 1, which pretrain false leaves out; remove one of them")
+        if self.train and (self.train.hidden or self.train.stand_ins_first):
+            raise ValueError("train is phase 1, which has no source for hidden and stand_ins_first; set both to 0")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class SourceBlock(Block):
+    """The dense checkpoint: an existing one, or one to be trained."""
+
+    model: Text | None = None
+    """Hub name, local folder or builtin:demo."""
+    revision: Text | None = None
+    """Branch, tag or commit of a hub model."""
+    scratch: Scratch | None = None
+    """Train the dense model first (phase 1) instead of taking an existing one."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "SourceBlock":
+        if (self.model is None) == (self.scratch is None):
+            raise ValueError("give either model (hub name, folder, builtin:demo) or scratch (train one), not both")
+        return self
+
+
+class MomBlock(Block):
+    """What the source becomes. The pool decides the weights; steps, K and SKIP decide compute and KV cache."""
+
+    mha: Positive
+    """Attention modules kept in the pool (weights)."""
+    ffn: Positive
+    """Feed-forward modules kept in the pool (weights)."""
+    depth: Positive | None = None
+    """Steps H; null: as many as the source has layers."""
+    modules_per_token: Positive = 1
+    """K, the modules each token uses per half-step (compute)."""
+    mha_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps that may run attention (compute and KV cache); null: one per kept module."""
+    ffn_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps that may run a feed-forward module (compute); null: one per kept module."""
+    reach: Literal["all", "skip", "home"] | None = None
+    """What a running step may choose: every module and SKIP, its home or SKIP, its home only; null: home, or all where
+    K > 1, init random or added steps need it."""
+    init: Literal["home", "random"] = "home"
+    """home: start as the pruned source; random: the paper's start."""
+    importance: Literal["greedy", "fitted", "layerdrop", "leave_one_out", "cosine", "magnitude", "every_other"] = (
+        "greedy"
+    )
+    """How half-layers are chosen for removal: by the loss without them, greedy (one after the other, beside what is
+    gone) or leave_one_out; fitted: greedy, by the loss that is left once patches and refitted modules make up for them;
+    layerdrop: greedy on a copy of the source that has learned to do without half-layers; or by cosine (ShortGPT's block
+    influence), magnitude, every_other (DistilGPT2's way)."""
+    layerdrop_tokens: Positive = 204_800
+    """Tokens on which that copy is trained (importance: layerdrop), in steps of 1,024 or a block, at
+    train.learning_rate."""
+    calibration_blocks: Positive = 16
+    """Blocks of training text on which importance is measured (fitted, layerdrop: at least 16,384 tokens)."""
+    refit_tokens: Annotated[int, Field(ge=0)] = 131_072
+    """Tokens on which kept modules are refitted, in closed form, to make up for removed ones (at most 52 M / width,
+    which bounds memory); 0: not at all, and patches and step deltas start as nothing."""
+    refit_modules: bool = True
+    """false: kept modules keep their weights, only patches and step deltas are fitted."""
+    refit_ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0e-3  # beyond: rounding, or nothing
+    """How strongly refitted modules hold on to their own weights (ridge over the mean variance of what they read):
+    0.001 starts best, 1 to 10 keep them as easy to train as they were."""
+    patch_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the linear patch that SKIP adds in a removed half-layer's place, at most the source's width; 0: none."""
+    step_rank: Annotated[int, Field(ge=0)] | None = None
+    """Rank of each step's own change to a module that several static steps share, at most the width; null: 16."""
+    merge: bool | None = None
+    """true: a module that several steps share starts as the mean of the layers that it stands for, heads and neurons
+    aligned; with step_rank, as what lies nearest to all of them beyond those changes; null: where there are such."""
+    skipped_keys: Literal["home", "masked"] = "home"
+    """A token that skips attention: its key and value kept for the others, or masked."""
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Routers fitted in closed form to spend this share of the reachable MACs (head left out), token by token, on each
+    half-step's home or its SKIP; null: no fit. Implies reach skip."""
+
+    @model_validator(mode="after")
+    def _judgeable(self) -> "MomBlock":
+        if self.importance == "fitted" and not (self.refit_tokens and (self.refit_modules or self.patch_rank)):
+            raise ValueError(
+                "importance fitted judges by what is left after a fit, and nothing is fitted; "
+                "set refit_tokens, and refit_modules or patch_rank, or use importance greedy"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _routable(self) -> "MomBlock":
+        if self.budget is not None:
+            if self.reach not in (None, "skip"):
+                raise ValueError(f"budget chooses between home and SKIP, not reach {self.reach}; use reach skip")
+            if self.modules_per_token > 1 or self.init == "random":
+                raise ValueError("budget needs modules_per_token 1 and init home; change them, or leave budget out")
+        return self
+
+
+class DataBlock(Block):
+    """Text to train on and text to measure on."""
+
+    train: Names
+    """builtin:demo, a hub dataset (streamed), or paths of txt, jsonl or parquet files."""
+    train_tokens: Positive | None = None
+    """Largest number of tokens to train on; null: all of the text."""
+    valid: Names | None = None
+    """Held-out text; null: documents of `train`, chosen by a hash."""
+    valid_tokens: Positive = 4_000_000
+    """Largest number of held-out tokens (and at most a tenth of the text; a hundredth of a stream)."""
+    block_length: Annotated[int, Field(ge=2)] = 1024
+    """Tokens of a training sequence, and of a window when measuring."""
+    column: str = "text"
+    """Column of jsonl, parquet and hub data that holds the text."""
+
+
+class EvalBlock(Block):
+    """What is measured at the end."""
+
+    tasks: Names = ["ppl"]
+    """What to score: ppl (held-out perplexity), glue or one of its tasks, xsum, lm_eval:NAME."""
+    data_dir: Text | None = None
+    """Folder with glue/TASK/{train,dev}.tsv and xsum/{train,test}.jsonl (or csv, parquet); null: the hub."""
+    baseline: bool = True
+    """Score the source too, by the same protocol."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = [0]
+    """Seeds of tasks that fine-tune (head, order, dropout); ppl and lm_eval have no randomness."""
+    limit: Positive | None = None
+    """Quick look: at most so many examples a split (ppl: windows of a block). The result is marked as limited."""
+    train_limit: Positive | None = None
+    """At most so many training examples; null: as limit."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    """Highest learning rate of fine-tuning; a small model wants more than a large one (gpt2-large: 2e-5)."""
+    epochs: Positive = 3
+    """Passes over the training examples."""
+    batch_size: Positive = 32
+    """Examples per optimizer step."""
+    max_length: Annotated[int, Field(ge=16)] | None = None
+    """Tokens of an example at most; null: 128 for GLUE, the model's positions for XSUM."""
+    dropout: Share = 0.1
+    """Dropout while fine-tuning, of every model alike."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: mixed precision in fine-tuning, and in scoring what was fine-tuned."""
+    beams: Positive = 4
+    """Beams of XSUM's decoding."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "EvalBlock":
+        check_tasks(self.tasks)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} name one twice, which would make the spread look smaller")
+        return self
