@@ -97,6 +97,7 @@ def convert(
     step_rank: options.StepRank = None,
     merge: options.Merge = None,
     refit: options.Refit = True,
+    refit_ridge: options.RefitRidge = 1e-3,
     budget: options.Budget = None,
     importance: options.Importance = "greedy",
     calibration: options.Calibration = None,
@@ -117,7 +118,7 @@ def convert(
     mom = {"mha": mha, "ffn": ffn, "depth": depth, "modules_per_token": top_k, "mha_steps": mha_steps,
            "ffn_steps": ffn_steps, "reach": reach, "init": init, "patch_rank": patch_rank,
            "step_rank": step_rank, "merge": merge, "budget": budget, "importance": importance,
-           "refit_modules": refit}  # fmt: skip
+           "refit_modules": refit, "refit_ridge": refit_ridge}  # fmt: skip
     length = context_length(model, revision, screen)
     data = {
         "run": {"name": name or f"{Path(model.replace(':', '-')).name}-{mha}x{ffn}", "seed": seed},

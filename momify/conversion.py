@@ -150,9 +150,8 @@ def fit_parts(network: Network, plan: HomePlan, text: CalibrationText, screen: S
     if plan.init == "random":
         return Fitted(network.layers)
     if merge:
-        screen.say(
-            f"{len(shared_modules(plan))} shared modules are made of all the layers that they stand for, aligned"
-        )
+        shared = len(shared_modules(plan))
+        screen.say(f"shared modules made of all the layers that they stand for, aligned: {shared}")
     if not mom.refit_tokens or not has_to_fit(plan, fitting):
         return unfitted(network, plan, fitting)
     with screen.progress("fitting what stays and what stands in") as progress:

@@ -37,6 +37,9 @@ Merge = Annotated[
 Refit = Annotated[
     bool, typer.Option(help="Kept modules are refitted to make up for what goes: a better start, not a better end.")
 ]
+RefitRidge = Annotated[
+    float, typer.Option(help="How strongly they hold on to their own weights: 0.001 starts best, 1 to 10 train best.")
+]
 Budget = Annotated[
     float | None,
     typer.Option(help="Routers that spend this share of the MACs, token by token, on modules or patches; none."),
