@@ -97,9 +97,9 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "the same, step changes of rank 12 around common modules",
         {"mom": {**FEW, "step_rank": 12, "merge": True}},
     ),
-    "few_mha_delta_held": (
-        "the same, chosen by block influence, rank-16 patches, a ridge of 1",
-        {"mom": {**FEW, "step_rank": 12, "merge": True, "importance": "cosine", "patch_rank": 16, "refit_ridge": 1.0}},
+    "few_mha_delta_cosine": (
+        "the same, chosen by block influence, a ridge of 10",
+        {"mom": {**FEW, "step_rank": 12, "merge": True, "importance": "cosine", "refit_ridge": 10.0}},
     ),
     "few_mha_delta_merged": (
         "the same, step changes of rank 16 around common modules: momify's default there",

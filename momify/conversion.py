@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from momify.convert.assemble import RouterSettings, assemble, mom_config, network_of
 from momify.convert.describe import COST_HEAD, Removals, removal_rows
-from momify.convert.fitted_losses import FittedLosses
+from momify.convert.fitted_losses import PARTS, FittedLosses
 from momify.convert.homes import KINDS, HomePlan, Request, choose_homes, removal_quotas, with_step_rank
 from momify.convert.importance import Importance, judged, measure_importance
 from momify.convert.kept_importance import importance_file, kept_importance
@@ -32,6 +32,7 @@ from momify.runs import Run
 from momify.screen import Screen
 
 JUDGED_TOKENS = 16_384  # at least, where sets of half-layers differ less than on the source as it is
+FITTED_ROWS = 16  # of text for each input of the widest module
 MEASURING = "measuring what each half-layer is worth"
 
 
@@ -80,6 +81,12 @@ class CalibrationText:
         """What importance is measured on, (S, T): the blocks of the recipe, at least `fewest` tokens."""
         return self.tokens(max(self.recipe.mom.calibration_blocks * self.recipe.data.block_length, fewest))
 
+    def blocks_to_fit(self, network: Network) -> torch.Tensor:
+        """The same where modules are fitted: several rows for each of their inputs, as far as memory goes."""
+        width, inner = network.frame.wte.shape[1], network.layers.down_weight.shape[1]
+        fewest = max(JUDGED_TOKENS, FITTED_ROWS * inner, PARTS * self.recipe.data.block_length)
+        return self.blocks(fewest)[: max(PARTS, most_tokens(width) // self.recipe.data.block_length)]
+
 
 def choose(network: Network, text: CalibrationText, source_sha256: str, screen: Screen) -> tuple[Importance, HomePlan]:
     """What each half-layer is worth on calibration text, and from that what stays and where each step starts."""
@@ -104,10 +111,13 @@ def judge_as_it_is(network: Network, text: CalibrationText, source_sha256: str, 
 
 
 def judge_fitted(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
-    """By what is left of a removal once the rest is fitted to make up for it, as the conversion will."""
-    mom, tokens = text.recipe.mom, text.blocks(JUDGED_TOKENS)
+    """By what is left of a removal once patches and kept modules, each at its own step, are fitted to make up for it.
+
+    Modules that steps share, and layers that go with both halves, are judged like all others.
+    """
+    mom, tokens = text.recipe.mom, text.blocks_to_fit(network)
     fitting = Fitting(mom.refit_ridge, modules=mom.refit_modules)
-    way = f"{fitting} {mom.patch_rank}"
+    way = f"{mom.patch_rank} " + (f"{mom.refit_ridge}" if mom.refit_modules else "")
     with kept_losses(source_sha256, tokens, way) as known, text.screen.progress(MEASURING) as progress:
         return judged(FittedLosses(network, tokens, fitting, mom.patch_rank, known=known), quotas, "fitted", progress)
 

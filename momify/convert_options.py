@@ -46,7 +46,9 @@ Budget = Annotated[
 ]
 Importance = Annotated[
     str,
-    typer.Option(help="What goes: greedy by loss, fitted (after the fit), layerdrop (if learned; slow), cosine ..."),
+    typer.Option(
+        help="What goes: greedy by loss, fitted (after the fit; slow), layerdrop (if learned; slow), cosine ..."
+    ),
 ]
 Calibration = Annotated[
     list[str] | None, typer.Option(help="Text on which importance is measured; Python's own library if left out.")

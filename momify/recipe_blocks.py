@@ -188,14 +188,15 @@ class MomBlock(Block):
         "greedy"
     )
     """How half-layers are chosen for removal: by the loss without them, greedy (one after the other, beside what is
-    gone) or leave_one_out; fitted: greedy, by the loss that is left once patches and refitted modules make up for them;
+    gone) or leave_one_out; fitted: greedy, by the loss that patches and refitted modules leave, on other text (slow);
     layerdrop: greedy on a copy of the source that has learned to do without half-layers; or by cosine (ShortGPT's block
     influence), magnitude, every_other (DistilGPT2's way)."""
     layerdrop_tokens: Positive = 204_800
     """Tokens on which that copy is trained (importance: layerdrop), in steps of 1,024 or a block, at
     train.learning_rate."""
     calibration_blocks: Positive = 16
-    """Blocks of training text on which importance is measured (fitted, layerdrop: at least 16,384 tokens)."""
+    """Blocks of training text on which importance is measured (layerdrop: at least 16,384 tokens; fitted: and 16 for
+    each inner value)."""
     refit_tokens: Annotated[int, Field(ge=0)] = 131_072
     """Tokens on which kept modules are refitted, in closed form, to make up for removed ones (at most 52 M / width,
     which bounds memory); 0: not at all, and patches and step deltas start as nothing."""
@@ -219,10 +220,11 @@ class MomBlock(Block):
 
     @model_validator(mode="after")
     def _judgeable(self) -> "MomBlock":
-        if self.importance == "fitted" and not (self.refit_tokens and (self.refit_modules or self.patch_rank)):
+        fits = self.refit_tokens and self.init == "home" and (self.refit_modules or self.patch_rank)
+        if self.importance == "fitted" and not fits:
             raise ValueError(
-                "importance fitted judges by what is left after a fit, and nothing is fitted; "
-                "set refit_tokens, and refit_modules or patch_rank, or use importance greedy"
+                "importance fitted judges by what a fit leaves, and neither kept modules nor patches are fitted; set "
+                "init home, refit_tokens, and refit_modules or patch_rank, or use importance greedy"
             )
         return self
 

@@ -268,17 +268,18 @@ def test_convert_chooses_by_what_is_left_after_the_fit(there: Path, momify: Momi
     assert done.code == 0, done.err
     found = json.loads((there / "runs/one/model/momify.json").read_text())["importance"]
     assert found["method"] == "fitted"
-    assert "with the rest fitted to make up for them" in done.out
+    assert "with these left out, after the fit, on other text" in done.out
     again = momify(*words, "--name", "two", "--patch-rank", 3)  # other patches, other losses
     assert again.code == 0
     other = json.loads((there / "runs/two/model/momify.json").read_text())["importance"]
     assert other["base_loss"] == found["base_loss"]
     assert other["mha_increase"] != found["mha_increase"]
     assert other["evaluations"] > 1
-    refused = momify(*words, "--name", "three", "--no-refit")
-    assert refused.code == 2
-    assert "set refit_tokens, and refit_modules or patch_rank" in refused.err
-    assert not (there / "runs/three").exists()
+    for nothing in ("--no-refit", "--init=random"):
+        refused = momify(*words, "--name", "three", nothing)
+        assert refused.code == 2
+        assert "set init home, refit_tokens, and refit_modules or patch_rank" in refused.err
+        assert not (there / "runs/three").exists()
 
 
 def test_convert_lets_a_shared_module_differ_or_starts_it_as_a_mean(there: Path, momify: Momify) -> None:

@@ -133,7 +133,7 @@ def _loss_lines(plan: HomePlan, importance: Importance) -> list[str]:
 
 
 def _whose(importance: Importance) -> str:
-    of = {"layerdrop": "of a copy that learned to do without", "fitted": "with the rest fitted to make up for them"}
+    of = {"layerdrop": "of a copy that learned to do without", "fitted": "after the fit, on other text"}
     return of.get(importance.method, "before training")
 
 

@@ -38,7 +38,7 @@ class Removal:
 class Importance:
     """What was measured: losses in nats per token, half-layers in the order of their removal."""
 
-    method: str  # one of METHODS, or none
+    method: str  # one of METHODS, fitted or none
     num_layers: int
     tokens: int  # predictions scored
     base_loss: float

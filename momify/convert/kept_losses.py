@@ -19,8 +19,7 @@ def kept_losses(source_sha256: str, tokens: Tensor, way: str = "") -> Iterator[d
     """Known losses in nats by `importance.set_key`; what was added is written when the block ends, however it ends.
 
     They hold for one source, one calibration text and one `way` of fitting what is left ("": none), spelled out: the
-    file's name is the hash of them. A file that cannot be read
-    is made anew.
+    file's name is the hash of them. A file that cannot be read is made anew.
     """
     path = losses_file(source_sha256, tokens, way)
     known = _read(path)

@@ -160,6 +160,7 @@ class Walk:
     """The source's residual and the compressed model's, on the way through both.
 
     What is fitted to a kept module is written to `layers`, if there are any to write to, and used once in any case.
+    `others` (S, T) int64 are more tokens, which walk along and are not fitted to: the last of `batches`.
     """
 
     def __init__(
@@ -170,9 +171,13 @@ class Walk:
         ranks: Ranks,
         layers: Layers | None = None,
         merged: Mapping[int, HalfWeights] | None = None,
+        others: Tensor | None = None,
     ) -> None:
         at_once = min(BATCH_TOKENS, FEATURE_VALUES // network.layers.up_bias.shape[1])
-        self.batches = tokens.split(max(1, at_once // tokens.shape[1]))
+        rows = max(1, at_once // tokens.shape[1])
+        self.batches = tokens.split(rows)
+        self.fitted_to = len(self.batches)
+        self.batches += () if others is None else others.split(rows)
         self.network, self.fitting, self.ranks, self.layers = network, fitting, ranks, layers
         self.states = [embed(network.frame, batch) for batch in self.batches]  # the source's residual, (B, T, D) each
         self.ours = [state.clone() for state in self.states]
@@ -211,7 +216,7 @@ class Walk:
             return
         width = self.ours[0].shape[-1]
         moments = Moments(width, width)
-        for x, state in zip(self.ours, self.states, strict=True):
+        for x, state in self._to_fit_to():
             moments.add(normalised(self.network, x).flatten(0, 1), (state - x).flatten(0, 1))
         patch = self._patch(half, moments)
         for x in self.ours:
@@ -228,9 +233,9 @@ class Walk:
         elif self.fitting.modules and self.drifted and own and goal is not None:
             weights = self._refit(half.runs, weights)
         moments = Moments(width, width) if half.patched else None
-        for x in self.ours:
+        for number, x in enumerate(self.ours):
             update = half_features(self.network, half.runs, weights, x).matmul(weights.out).add_(weights.out_bias)
-            if moments is not None:
+            if moments is not None and number < self.fitted_to:
                 moments.add(normalised(self.network, x).flatten(0, 1), update.flatten(0, 1))
             x += update
         if moments is not None:
@@ -270,10 +275,14 @@ class Walk:
         self.stand_ins[f"{name}.{outer}", half.step] = out
         return replace(changed, out=base.out + out.product(), out_bias=base.out_bias + out.bias)
 
+    def _to_fit_to(self) -> list[tuple[Tensor, Tensor]]:
+        """Our residual and the source's, (B, T, D) each, of the batches that are fitted to."""
+        return list(zip(self.ours, self.states, strict=True))[: self.fitted_to]
+
     def _inputs(self) -> Moments:
         """Sums over x_hat of our residual alone."""
         moments = Moments(self.ours[0].shape[-1], 0)
-        for x in self.ours:
+        for x, _ in self._to_fit_to():
             rows = normalised(self.network, x).flatten(0, 1)
             moments.add(rows, rows[:, :0])
         return moments
@@ -281,7 +290,7 @@ class Walk:
     def _missing(self, half: int, weights: HalfWeights) -> Moments:
         """Sums over the features of our residual, and over what is missing from it to the source's."""
         moments = Moments(*weights.out.shape)
-        for x, state in zip(self.ours, self.states, strict=True):
+        for x, state in self._to_fit_to():
             features = half_features(self.network, half, weights, x)
             moments.add(features.flatten(0, 1), (state - x).flatten(0, 1))
         return moments
