@@ -30,7 +30,7 @@ from momify.runs import opened_run
 from momify.screen import Screen
 from momify.subject import Subject
 
-SMALL = {"mha": 6, "ffn": 9}
+SMALL = {"mha": 6, "ffn": 9, "importance": "greedy", "refit_ridge": 1e-3}  # what a row does not name
 BARE = {"refit_tokens": 0}
 LEARNED = {"importance": "layerdrop"}
 HELD = {**LEARNED, "patch_rank": 16, "refit_ridge": 1.0}
@@ -48,14 +48,15 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                     {"mom": {"importance": "cosine", "refit_ridge": 1.0, "patch_rank": 16}}),
     "cosine_ridge": ("lowest block influence, what stays refitted with a ridge of 1",
                      {"mom": {"importance": "cosine", "refit_ridge": 1.0}}),
-    "cosine_ridge_10": ("the same, a ridge of 10", {"mom": {"importance": "cosine", "refit_ridge": 10.0}}),
+    "cosine_ridge_10": ("the same, a ridge of 10: momify's default",
+                        {"mom": {"importance": "cosine", "refit_ridge": 10.0}}),
     "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
     "static": ("greedy by loss, left out", {"mom": BARE}),
-    "momify": ("greedy by loss, what stays refitted: momify's default", {}),
+    "momify": ("greedy by loss, what stays refitted: the nearest start", {}),
     "fitted": ("greedy by what the refit leaves of the loss", {"mom": {"importance": "fitted"}}),
     "fitted_patched": ("the same, rank-16 patches beside it, judged with them",
                        {"mom": {"importance": "fitted", "patch_rank": 16}}),
-    "ridge": ("momify's default, held to its own weights by a ridge of 1", {"mom": {"refit_ridge": 1.0}}),
+    "ridge": ("greedy by loss, held to its own weights by a ridge of 1", {"mom": {"refit_ridge": 1.0}}),
     "layerdrop": ("greedy on a copy that learned to do without, left out", {"mom": {**BARE, **LEARNED}}),
     "layerdrop_patched": ("the same, rank-16 patches in their place",
                           {"mom": {**LEARNED, "refit_modules": False, "patch_rank": 16}}),
@@ -65,8 +66,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "stand_ins_first": ("as `layerdrop_held`, patches alone for the first tenth",
                         {"mom": HELD, "train": {"stand_ins_first": 0.1}}),
     "patched": ("greedy by loss, rank-16 patches in their place", {"mom": {"refit_modules": False, "patch_rank": 16}}),
-    "patched_refit": ("momify's default with rank-16 patches", {"mom": {"patch_rank": 16}}),
-    "routed": ("momify's default with routers that explore (K = 1, every module in reach)",
+    "patched_refit": ("greedy by loss, refitted, rank-16 patches", {"mom": {"patch_rank": 16}}),
+    "routed": ("the same with routers that explore (K = 1, every module in reach)",
                {"mom": {"reach": "all"}}),
     "reuse": ("removed half-layers run a neighbour's module",
               {"mom": {**BARE, "mha_steps": 12, "ffn_steps": 12, "step_rank": 0}}),
@@ -98,18 +99,18 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         {"mom": {**FEW, "step_rank": 12, "merge": True}},
     ),
     "few_mha_delta_cosine": (
-        "the same, chosen by block influence, a ridge of 10",
+        "the same, chosen by block influence, a ridge of 10: momify's default but for the rank",
         {"mom": {**FEW, "step_rank": 12, "merge": True, "importance": "cosine", "refit_ridge": 10.0}},
     ),
     "few_mha_delta_merged": (
-        "the same, step changes of rank 16 around common modules: momify's default there",
+        "the same, step changes of rank 16 around common modules",
         {"mom": {**FEW, "step_rank": 16, "merge": True}},
     ),
     "few_mha_merged": (
         "the same, no changes, modules start as the mean of their layers",
         {"mom": {**FEW, "step_rank": 0, "merge": True}},
     ),
-    "few_mha": ("12 -> 3 attention modules, all 12 feed-forward: momify's default", {"mom": {"mha": 3, "ffn": 12}}),
+    "few_mha": ("12 -> 3 attention modules at 3 steps, all 12 feed-forward", {"mom": {"mha": 3, "ffn": 12}}),
 }  # fmt: skip
 
 

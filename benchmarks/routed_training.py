@@ -34,7 +34,7 @@ MIXED_TAU = 0.2  # as the paper: near a choice of one
 
 def trained_rows(layers: int) -> dict[str, tuple[str, dict[str, Any]]]:
     """Models of about three quarters of a source's MACs: three quarters of its attention, the rest as each row says."""
-    kept = {"mha": layers * 3 // 4, "patch_rank": 16}
+    kept = {"mha": layers * 3 // 4, "patch_rank": 16, "importance": "greedy", "refit_ridge": 1e-3}
     saved = 2 * layers * 3 / 4  # half-layers' worth of MACs
     budget = round(saved / (kept["mha"] + layers), 3)
     routed = {**kept, "ffn": layers, "budget": budget}

@@ -34,11 +34,9 @@ Merge = Annotated[
         help="A module that steps share is made of all their layers, aligned; done with --step-rank if left out."
     ),
 ]
-Refit = Annotated[
-    bool, typer.Option(help="Kept modules are refitted to make up for what goes: a better start, not a better end.")
-]
+Refit = Annotated[bool, typer.Option(help="Kept modules are refitted to make up for what goes: a better start.")]
 RefitRidge = Annotated[
-    float, typer.Option(help="How strongly they hold on to their own weights: 0.001 starts best, 1 to 10 train best.")
+    float, typer.Option(help="How strongly they hold on to their own weights: 10 trains best, 0.001 starts best.")
 ]
 Budget = Annotated[
     float | None,
@@ -47,7 +45,7 @@ Budget = Annotated[
 Importance = Annotated[
     str,
     typer.Option(
-        help="What goes: greedy by loss, fitted (after the fit; slow), layerdrop (if learned; slow), cosine ..."
+        help="What goes: cosine (block influence), greedy by loss, fitted (after the fit; slow), layerdrop ..."
     ),
 ]
 Calibration = Annotated[

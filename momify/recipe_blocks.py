@@ -185,12 +185,12 @@ class MomBlock(Block):
     init: Literal["home", "random"] = "home"
     """home: start as the pruned source; random: the paper's start."""
     importance: Literal["greedy", "fitted", "layerdrop", "leave_one_out", "cosine", "magnitude", "every_other"] = (
-        "greedy"
+        "cosine"
     )
-    """How half-layers are chosen for removal: by the loss without them, greedy (one after the other, beside what is
-    gone) or leave_one_out; fitted: greedy, by the loss that patches and refitted modules leave, on other text (slow);
-    layerdrop: greedy on a copy of the source that has learned to do without half-layers; or by cosine (ShortGPT's block
-    influence), magnitude, every_other (DistilGPT2's way)."""
+    """How half-layers are chosen for removal: by cosine (the lowest block influence, ShortGPT's measure, which recovers
+    best); by the loss without them, greedy (one after the other, beside what is gone) or leave_one_out; fitted: greedy,
+    by the loss that patches and refitted modules leave, on other text (slow); layerdrop: greedy on a copy of the source
+    that has learned to do without half-layers; or by magnitude, every_other (DistilGPT2's way)."""
     layerdrop_tokens: Positive = 204_800
     """Tokens on which that copy is trained (importance: layerdrop), in steps of 1,024 or a block, at
     train.learning_rate."""
@@ -202,9 +202,9 @@ class MomBlock(Block):
     which bounds memory); 0: not at all, and patches and step deltas start as nothing."""
     refit_modules: bool = True
     """false: kept modules keep their weights, only patches and step deltas are fitted."""
-    refit_ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0e-3  # beyond: rounding, or nothing
+    refit_ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = 10.0  # beyond: rounding, or nothing
     """How strongly refitted modules hold on to their own weights (ridge over the mean variance of what they read):
-    0.001 starts best, 1 to 10 keep them as easy to train as they were."""
+    10 keeps them as easy to train as they were, 0.001 starts best."""
     patch_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of the linear patch that SKIP adds in a removed half-layer's place, at most the source's width; 0: none."""
     step_rank: Annotated[int, Field(ge=0)] | None = None

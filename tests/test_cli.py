@@ -155,7 +155,8 @@ def test_export_gives_the_same_greedy_tokens_without_momify(finished: Path, tmp_
 
 
 def test_convert_eval_report_export_generate(there: Path, momify: Momify) -> None:
-    done = momify("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt", "--name", "c")
+    kept = ("--mha", 2, "--ffn", 3, "--importance", "greedy")
+    done = momify("convert", "src", *kept, "--calibration", "text.txt", "--name", "c")
     assert (done.code, done.err) == (0, ""), done.err
     assert "removes 2 of 4 attention modules" in done.out
     scores = json.loads(momify("eval", "--tasks", "ppl", "--json").out)["ppl"]["models"]
@@ -220,8 +221,13 @@ def test_convert_puts_patches_in_the_place_of_what_goes(there: Path, momify: Mom
 def test_convert_may_leave_the_weights_of_what_stays_alone(there: Path, momify: Momify) -> None:
     asked = ("convert", "src", "--mha", 2, "--ffn", 3, "--patch-rank", 4, "--calibration", "text.txt")
     told = momify(*asked, "--no-refit", "--name", "plain")
-    assert told.code == momify(*asked, "--name", "refitted").code == 0, told.err
-    assert momify(*asked, "--name", "held", "--refit-ridge", 10).code == 0
+    assert told.code == momify(*asked, "--name", "held").code == 0, told.err
+    assert momify(*asked, "--name", "refitted", "--refit-ridge", 0.001).code == 0
+    found = json.loads((there / "runs/held/model/momify.json").read_text())
+    assert (found["importance"]["method"], found["recipe"]["mom"]["refit_ridge"]) == (
+        "cosine",
+        10.0,
+    )  # what trains best
     assert "fitted what stands in on" in told.out
     kept = json.loads((there / "runs/plain/model/momify.json").read_text())["plan"]["ffn_layers"]
     own = network_of(open_source(there / "src")).layers.down_weight[kept]
@@ -234,6 +240,7 @@ def test_convert_may_leave_the_weights_of_what_stays_alone(there: Path, momify: 
 
 def test_steps_that_share_a_module_differ_unless_told_otherwise(there: Path, momify: Momify) -> None:
     asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
+    asked += ("--importance", "greedy")
     usual = momify(*asked, "--name", "usual")
     assert "changes to shared modules of rank 16 at 3 attention" in usual.out
     assert "shared modules made of all the layers that they stand for, aligned: 1" in usual.out
@@ -284,6 +291,7 @@ def test_convert_chooses_by_what_is_left_after_the_fit(there: Path, momify: Momi
 
 def test_convert_lets_a_shared_module_differ_or_starts_it_as_a_mean(there: Path, momify: Momify) -> None:
     asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
+    asked += ("--importance", "greedy")
     told = momify(*asked, "--step-rank", 2, "--merge", "--name", "changed")
     assert (told.code, told.err) == (0, ""), told.err
     assert "changes to shared modules of rank 2 at" in told.out
