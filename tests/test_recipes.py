@@ -81,7 +81,10 @@ def run_tiny(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Recipe, Run
     return recipe, run
 
 
-@pytest.mark.parametrize("name", NAMES)
+LARGER = {"medium-e", "medium-p", "large-e", "large-p"}  # as small-e and small-p, with more layers
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGER else n for n in NAMES])
 def test_recipe_trains_for_two_steps(name: str, there: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     recipe, run = run_tiny(name, tokenizer)
     if recipe.source.scratch:
