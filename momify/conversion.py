@@ -84,8 +84,9 @@ class CalibrationText:
     def blocks_to_fit(self, network: Network) -> torch.Tensor:
         """The same where modules are fitted: several rows for each of their inputs, as far as memory goes."""
         width, inner = network.frame.wte.shape[1], network.layers.down_weight.shape[1]
-        fewest = max(JUDGED_TOKENS, FITTED_ROWS * inner, PARTS * self.recipe.data.block_length)
-        return self.blocks(fewest)[: max(PARTS, most_tokens(width) // self.recipe.data.block_length)]
+        length, blocks = self.recipe.data.block_length, self.recipe.mom.calibration_blocks
+        wished = max(blocks * length, JUDGED_TOKENS, FITTED_ROWS * inner)
+        return self.tokens(max(min(wished, most_tokens(width)), PARTS * length))
 
 
 def choose(network: Network, text: CalibrationText, source_sha256: str, screen: Screen) -> tuple[Importance, HomePlan]:

@@ -4,12 +4,19 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, at import of huggingface_hub
 
+import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from momify.cli import main
+from momify.data.tokenizer import train_tokenizer
+from momify.demo.corpus import documents
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -49,3 +56,67 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("needs ../shared/data, which is not here")
     return SHARED / "data"
+
+
+TINY_RECIPE = """
+run: {name: tiny}
+source: {model: src}
+mom: {mha: 2, ffn: 3, calibration_blocks: 4, reach: all}
+data: {train: text.txt, block_length: 32}
+train: {steps: 6, batch_size: 4, precision: fp32, learning_rate: 1.0e-2, save_every: 3, log_every: 2, explore: 0.2}
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+Momify = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny source, a text and a recipe."""
+    folder = tmp_path_factory.mktemp("work")
+    texts = [document.text for document in documents()[:60]]
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(texts, 512)
+    config = GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder / "src")
+    tokenizer.save_pretrained(folder / "src")
+    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(text[:2000] for text in texts))
+    (folder / "tiny.yaml").write_text(TINY_RECIPE)
+    return folder
+
+
+@pytest.fixture
+def momify(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Momify:
+    """Calls `momify ARGUMENTS` in this process."""
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["momify", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        streams = capfd.readouterr()
+        return Done(code, streams.out, streams.err)
+
+    return call
+
+
+@pytest.fixture
+def there(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh copy of the workplace to stand in."""
+    shutil.copytree(workplace, tmp_path / "w", symlinks=True)
+    monkeypatch.chdir(tmp_path / "w")
+    monkeypatch.setenv("MOMIFY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "w"

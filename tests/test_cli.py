@@ -7,18 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
 
-from momify.cli import app, main
-from momify.convert.assemble import network_of
-from momify.convert.source import open_source
-from momify.data.tokenizer import train_tokenizer
-from momify.demo.corpus import documents
+from momify.cli import app
 from momify.models import load_mom
 
 COMMANDS = (
@@ -35,70 +30,7 @@ COMMANDS = (
     "validate",
     "sweep",
 )
-RECIPE = """
-run: {name: tiny}
-source: {model: src}
-mom: {mha: 2, ffn: 3, calibration_blocks: 4, reach: all}
-data: {train: text.txt, block_length: 32}
-train: {steps: 6, batch_size: 4, precision: fp32, learning_rate: 1.0e-2, save_every: 3, log_every: 2, explore: 0.2}
-"""
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left: exit code and both streams."""
-
-    code: int
-    out: str
-    err: str
-
-
-Momify = Callable[..., Done]
-
-
-@pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny source, a text and a recipe."""
-    folder = tmp_path_factory.mktemp("work")
-    texts = [document.text for document in documents()[:60]]
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer(texts, 512)
-    from transformers import GPT2Config
-
-    config = GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0)
-    GPT2LMHeadModel(config).save_pretrained(folder / "src")
-    tokenizer.save_pretrained(folder / "src")
-    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(text[:2000] for text in texts))
-    (folder / "tiny.yaml").write_text(RECIPE)
-    return folder
-
-
-@pytest.fixture
-def momify(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Momify:
-    """Calls `momify ARGUMENTS` in this process."""
-
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["momify", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        streams = capfd.readouterr()
-        return Done(code, streams.out, streams.err)
-
-    return call
-
-
-@pytest.fixture
-def there(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh copy of the workplace to stand in."""
-    shutil.copytree(workplace, tmp_path / "w", symlinks=True)
-    monkeypatch.chdir(tmp_path / "w")
-    monkeypatch.setenv("MOMIFY_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "w"
+Momify = Callable[..., Any]  # `momify ARGUMENTS` in this process: code, out, err
 
 
 @pytest.fixture(scope="session")
@@ -204,102 +136,6 @@ def test_a_model_that_chooses_is_no_plain_gpt2(finished: Path, momify: Momify, t
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "--format mom" in done.err
     assert not (tmp_path / "plain").exists()
-
-
-def test_convert_puts_patches_in_the_place_of_what_goes(there: Path, momify: Momify) -> None:
-    asked = ("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt")
-    told = momify(*asked, "--patch-rank", 4, "--name", "patched")
-    assert (told.code, told.err) == (0, ""), told.err
-    assert "patches of rank 4 at 2 attention and 1 feed-forward steps" in told.out
-    assert "fitted modules that stay and what stands in on" in told.out
-    assert momify(*asked, "--name", "bare").code == 0
-    patched, bare = (load_mom(there / f"runs/{name}/model") for name in ("patched", "bare"))
-    assert patched.model.mha_patch.weight_out.abs().sum(dim=(1, 2)).gt(0).all()
-    assert patched.num_parameters() - bare.num_parameters() == 3 * (2 * 32 * 4 + 32)
-
-
-def test_convert_may_leave_the_weights_of_what_stays_alone(there: Path, momify: Momify) -> None:
-    asked = ("convert", "src", "--mha", 2, "--ffn", 3, "--patch-rank", 4, "--calibration", "text.txt")
-    told = momify(*asked, "--no-refit", "--name", "plain")
-    assert told.code == momify(*asked, "--name", "held").code == 0, told.err
-    assert momify(*asked, "--name", "refitted", "--refit-ridge", 0.001).code == 0
-    found = json.loads((there / "runs/held/model/momify.json").read_text())
-    assert (found["importance"]["method"], found["recipe"]["mom"]["refit_ridge"]) == (
-        "cosine",
-        10.0,
-    )  # what trains best
-    assert "fitted what stands in on" in told.out
-    kept = json.loads((there / "runs/plain/model/momify.json").read_text())["plan"]["ffn_layers"]
-    own = network_of(open_source(there / "src")).layers.down_weight[kept]
-    plain, held, refitted = (
-        load_mom(there / f"runs/{name}/model").model.ffn.down.weight for name in ("plain", "held", "refitted")
-    )
-    assert torch.equal(plain, own)
-    assert 1e-3 < torch.dist(held, own) < 0.5 * torch.dist(refitted, own)
-
-
-def test_steps_that_share_a_module_differ_unless_told_otherwise(there: Path, momify: Momify) -> None:
-    asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
-    asked += ("--importance", "greedy")
-    usual = momify(*asked, "--name", "usual")
-    assert "changes to shared modules of rank 16 at 3 attention" in usual.out
-    assert "shared modules made of all the layers that they stand for, aligned: 1" in usual.out
-    named = momify(*asked, "--name", "named", "--step-rank", 16, "--merge")
-    bare = momify(*asked, "--name", "bare", "--step-rank", 0)
-    assert usual.code == named.code == bare.code == 0
-    one, other = (load_mom(there / f"runs/{name}/model").state_dict() for name in ("usual", "named"))
-    assert all(torch.equal(one[name], other[name]) for name in other)
-    assert "shared modules" not in bare.out
-
-
-def test_convert_chooses_by_a_copy_that_learns_to_do_without(
-    there: Path, momify: Momify, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt", "--importance", "layerdrop")
-    done = momify(*words, "--name", "one")
-    assert done.code == 0, done.err
-    first = json.loads((there / "runs/one/model/momify.json").read_text())["importance"]
-    assert first["method"] == "layerdrop"
-    assert first["tokens"] == 16_384 // 64 * 63  # of each block of 64 all but the first are predicted
-    assert "of a copy that learned to do without" in done.out
-    assert [removal["kind"] for removal in first["removals"]].count("mha") == 2
-    monkeypatch.setattr("momify.conversion.trained_with_drops", lambda *_: pytest.fail("learned again"))
-    assert momify(*words, "--name", "two").code == 0
-    assert momify(*words, "--name", "three", "--importance", "magic").code == 2
-    assert json.loads((there / "runs/two/model/momify.json").read_text())["importance"] == first
-
-
-def test_convert_chooses_by_what_is_left_after_the_fit(there: Path, momify: Momify) -> None:
-    words = ("convert", "src", "--mha", 3, "--ffn", 3, "--calibration", "text.txt", "--importance", "fitted")
-    done = momify(*words, "--name", "one", "--patch-rank", 2)
-    assert done.code == 0, done.err
-    found = json.loads((there / "runs/one/model/momify.json").read_text())["importance"]
-    assert found["method"] == "fitted"
-    assert "with these left out, after the fit, on other text" in done.out
-    again = momify(*words, "--name", "two", "--patch-rank", 3)  # other patches, other losses
-    assert again.code == 0
-    other = json.loads((there / "runs/two/model/momify.json").read_text())["importance"]
-    assert other["base_loss"] == found["base_loss"]
-    assert other["mha_increase"] != found["mha_increase"]
-    assert other["evaluations"] > 1
-    for nothing in ("--no-refit", "--init=random"):
-        refused = momify(*words, "--name", "three", nothing)
-        assert refused.code == 2
-        assert "set init home, refit_tokens, and refit_modules or patch_rank" in refused.err
-        assert not (there / "runs/three").exists()
-
-
-def test_convert_lets_a_shared_module_differ_or_starts_it_as_a_mean(there: Path, momify: Momify) -> None:
-    asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
-    asked += ("--importance", "greedy")
-    told = momify(*asked, "--step-rank", 2, "--merge", "--name", "changed")
-    assert (told.code, told.err) == (0, ""), told.err
-    assert "changes to shared modules of rank 2 at" in told.out
-    assert "shared modules made of all the layers that they stand for, aligned: 1" in told.out
-    assert momify(*asked, "--name", "bare", "--step-rank", 0).code == 0
-    changed, bare = (load_mom(there / f"runs/{name}/model") for name in ("changed", "bare"))
-    assert changed.model.mha_delta.qkv.weight_out.any()
-    assert not torch.equal(changed.model.mha.qkv.weight, bare.model.mha.qkv.weight)
 
 
 def test_phase_one_then_two(there: Path, momify: Momify) -> None:
