@@ -32,14 +32,14 @@ def test_recipe_page_lists_every_key_with_its_default_and_meaning(name: str) -> 
 def test_readme_has_the_two_commands_and_every_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "pip install -e . && momify demo" in readme
-    assert "pip install -e '.[dev]' && pytest" in readme
+    assert "pip install -e '.[dev]' && pytest -n 2 --dist loadfile" in readme
     for command in app.registered_commands:
         assert f"momify {command.name or command.callback.__name__}" in readme
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "pip install -q -e '.[dev]' && pytest" in script
+    assert "pip install -q -e '.[dev]' && pytest -n 2 --dist loadfile" in script
 
 
 def test_links_in_the_docs_lead_somewhere() -> None:
