@@ -35,6 +35,7 @@ BARE = {"refit_tokens": 0}
 LEARNED = {"importance": "layerdrop"}
 HELD = {**LEARNED, "patch_rank": 16, "refit_ridge": 1.0}
 FEW = {"mha": 3, "ffn": 12, "mha_steps": 6}
+DEFAULT = {"importance": "cosine", "refit_ridge": 10.0}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "control": ("the source, trained on", {"mom": {"mha": 12, "ffn": 12},
@@ -49,7 +50,9 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "cosine_ridge": ("lowest block influence, what stays refitted with a ridge of 1",
                      {"mom": {"importance": "cosine", "refit_ridge": 1.0}}),
     "cosine_ridge_10": ("the same, a ridge of 10: momify's default",
-                        {"mom": {"importance": "cosine", "refit_ridge": 10.0}}),
+                        {"mom": DEFAULT}),
+    "frozen": ("the default, embeddings and head as the source has them",
+               {"mom": DEFAULT, "train": {"freeze_embeddings": True}}),
     "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
     "static": ("greedy by loss, left out", {"mom": BARE}),
     "momify": ("greedy by loss, what stays refitted: the nearest start", {}),
@@ -75,6 +78,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                    {"mom": {"mha_steps": 10, "ffn_steps": 11, "step_rank": 16, "merge": True, "patch_rank": 16}}),
     "more_steps_4": ("the same, changes and patches of rank 4",
                      {"mom": {"mha_steps": 10, "ffn_steps": 11, "step_rank": 4, "merge": True, "patch_rank": 4}}),
+    "reuse_cosine": ("the default's modules at all 12 + 12 steps",
+                     {"mom": {**DEFAULT, "mha_steps": 12, "ffn_steps": 12, "step_rank": 0}}),
+    "cosine_8_10": ("the default's modules at 8 and 10 steps, changes of rank 4",
+                    {"mom": {**DEFAULT, "mha_steps": 8, "ffn_steps": 10, "step_rank": 4}}),
+    "more_steps_cosine": ("as `more_steps`, chosen by block influence, a ridge of 10",
+                          {"mom": {**DEFAULT, "mha_steps": 10, "ffn_steps": 11, "step_rank": 16, "patch_rank": 16}}),
     "cosine_7_10": ("lowest block influence, 7 and 10 modules: the parameters of `more_steps`",
                     {"mom": {**BARE, "importance": "cosine", "mha": 7, "ffn": 10}}),
     "paper_k1": ("the paper's way, K = 1", {"mom": {"init": "random"}, "train": {"balance": 0.01, "explore": 0.0}}),
@@ -100,7 +109,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "few_mha_delta_cosine": (
         "the same, chosen by block influence, a ridge of 10: momify's default but for the rank",
-        {"mom": {**FEW, "step_rank": 12, "merge": True, "importance": "cosine", "refit_ridge": 10.0}},
+        {"mom": {**FEW, "step_rank": 12, "merge": True, **DEFAULT}},
     ),
     "few_mha_delta_merged": (
         "the same, step changes of rank 16 around common modules",

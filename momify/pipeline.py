@@ -109,8 +109,8 @@ def train(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Sto
 
 def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Stopped | None:
     """Phase 1: train a dense GPT-2 from random weights into `run.source`; without it, those weights as they are."""
-    scratch, settings = recipe.source.scratch, recipe.source.scratch.train or recipe.train
-    settings = settings.model_copy(update={"hidden": 0.0, "stand_ins_first": 0.0})  # a train block of both phases
+    scratch = recipe.source.scratch
+    settings = (scratch.train or recipe.train).as_phase_one()
     with first_then_others():
         corpus = read_corpus(recipe.data)
         tokenizer = tokenizer_of(scratch, corpus, run, screen)

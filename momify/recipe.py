@@ -36,17 +36,19 @@ class Recipe(Block):
             raise ValueError("a budget corrects whole routers, which train.fsdp shards; leave one of them out")
         if self.mom is None and self.source.scratch is None:
             raise ValueError("nothing to do: add a mom block, or source.scratch to train a dense model")
-        if self.mom is None and (self.train.hidden or self.train.stand_ins_first):
-            raise ValueError("train.hidden and train.stand_ins_first are of phase 2: add a mom block, or set both to 0")
+        if self.mom is None and (keys := self.train.of_phase_two()):
+            raise ValueError(f"train.{keys[0]} is of phase 2: add a mom block, or leave it out")
         if self.mom and self.mom.init == "random" and self.train.hidden:
             raise ValueError("train.hidden compares steps with the layers they stand for, which mom.init random leaves "
                              "aside; use init home, or train.hidden 0")  # fmt: skip
         if self.source.scratch and not self.source.scratch.pretrain:
             if self.mom is None:
                 raise ValueError("nothing to do: source.scratch.pretrain is false and there is no mom block")
-            if self.train.distill or self.train.hidden:
-                raise ValueError("source.scratch.pretrain false leaves no source to learn from; "
-                                 "set train.distill and train.hidden 0, train.cross_entropy 1")  # fmt: skip
+            what = "source.scratch.pretrain false leaves no source to learn from"
+            if self.train.distill:
+                raise ValueError(f"{what}; set train.distill 0 and train.cross_entropy 1")
+            if keys := self.train.of_phase_two():
+                raise ValueError(f"{what}, as train.{keys[0]} asks for; leave it out")
         return self
 
     @property

@@ -25,6 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_no_nul)]
 Names = Annotated[list[Text], BeforeValidator(_one_or_many)]
+_PHASE_TWO = ("hidden", "stand_ins_first", "freeze_embeddings")  # keys of train that need a source
 
 
 class Block(BaseModel):
@@ -88,6 +89,9 @@ class TrainBlock(Block):
     stand_ins_first: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps at the beginning in which only what conversion added learns: patches, step deltas, routers
     where they are taught (phase 2)."""
+    freeze_embeddings: bool = False
+    """Keep token and position embeddings, and with them the head, as the source has them: less memory and time
+    (phase 2)."""
     gradient_checkpointing: bool = False
     """Compute each step's activations a second time instead of keeping them: less memory, a third more time."""
     log_every: Positive = 10
@@ -112,6 +116,14 @@ class TrainBlock(Block):
         if self.fsdp and self.stand_ins_first:
             raise ValueError("fsdp saves optimizer state of all weights or none; use stand_ins_first 0, or no fsdp")
         return self
+
+    def of_phase_two(self) -> list[str]:
+        """Keys that are set and mean nothing without a source to start and to learn from."""
+        return [key for key in _PHASE_TWO if getattr(self, key)]
+
+    def as_phase_one(self) -> "TrainBlock":
+        """The same without them: for a train block that serves both phases."""
+        return self.model_copy(update={key: type(self).model_fields[key].default for key in _PHASE_TWO})
 
 
 class Scratch(Block):
@@ -140,8 +152,8 @@ class Scratch(Block):
     def _consistent(self) -> "Scratch":
         if self.train and not self.pretrain:
             raise ValueError("train sets phase 1, which pretrain false leaves out; remove one of them")
-        if self.train and (self.train.hidden or self.train.stand_ins_first):
-            raise ValueError("train is phase 1, which has no source for hidden and stand_ins_first; set both to 0")
+        if self.train and (keys := self.train.of_phase_two()):
+            raise ValueError(f"train is phase 1, which has no source for {keys[0]}; leave it out")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self

@@ -68,9 +68,10 @@ def test_override_creates_a_block_that_the_file_lacks() -> None:
         (MINIMAL, ["mom.refit_ridge=1.0e308"], "less than or equal to"),
         (MINIMAL, ["train.stand_ins_first=0.5", "train.fsdp=true"], "stand_ins_first 0, or no fsdp"),
         (MINIMAL, ["train.hidden=1", "mom.init=random"], "use init home, or train.hidden 0"),
-        (DENSE, ["train.hidden=1"], "add a mom block, or set both to 0"),
-        (DENSE, ["train.stand_ins_first=0.5"], "add a mom block, or set both to 0"),
-        (DENSE, ["source.scratch.train={hidden: 1}"], "train is phase 1, which has no source"),
+        (DENSE, ["train.hidden=1"], "train.hidden is of phase 2: add a mom block"),
+        (DENSE, ["train.stand_ins_first=0.5"], "train.stand_ins_first is of phase 2: add a mom block"),
+        (DENSE, ["train.freeze_embeddings=true"], "train.freeze_embeddings is of phase 2: add a mom block"),
+        (DENSE, ["source.scratch.train={hidden: 1}"], "train is phase 1, which has no source for hidden"),
         (
             f"{DENSE}mom: {{mha: 2, ffn: 2}}",
             ["source.scratch.pretrain=false", "train.distill=0", "train.hidden=1", "train.cross_entropy=1"],

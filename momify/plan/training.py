@@ -78,18 +78,21 @@ def training_cost(source: Shape, mom: Shape, settings: TrainBlock, block: int, f
     """Phase 2 of a recipe's train block on blocks of `block` tokens, one GPU's share of it.
 
     Weights, gradients and optimizer state are float32 (mixed precision keeps them so); the source runs beside as the
-    teacher. FLOPs: a forward and two backward passes of the MoM, a forward pass of the teacher.
+    teacher. FLOPs: a forward and two backward passes of the MoM, a forward pass of the teacher. Embeddings that do not
+    learn have no gradient and no state, and their head one backward product instead of two.
     """
     count = parameters(mom)
+    learning = count.total - (count.embeddings + count.head if settings.freeze_embeddings else 0)
     modules = count.attention + count.ffn if settings.optimizer == "muon" else 0
     sequences = settings.micro_batch or settings.batch_size
-    mom_forward = mom_macs(mom, 1, block, planned_usage(mom, 1, block)).total
+    mom_forward = mom_macs(mom, 1, block, planned_usage(mom, 1, block))
+    mom_training = 3 * mom_forward.total - (mom_forward.head if settings.freeze_embeddings else 0)
     taught = settings.distill or settings.hidden
-    per_sequence = 3 * mom_forward + (dense_macs(source, 1, block).total if taught else 0)
+    per_sequence = mom_training + (dense_macs(source, 1, block).total if taught else 0)
     return TrainingCost(
         weights=FLOAT * count.total,
-        gradients=FLOAT * count.total,
-        optimizer=ADAM * (count.total - modules) + MUON * modules,
+        gradients=FLOAT * learning,
+        optimizer=ADAM * (learning - modules) + MUON * modules,
         teacher=FLOAT * parameters(source).total if taught else 0,
         activations=training_activations(mom, sequences * block, settings),
         flops=2 * per_sequence * settings.steps * settings.batch_size,

@@ -21,6 +21,7 @@ from momify.processes import count, first_then_others, is_first, rank, wait_for_
 from momify.recipe_blocks import TrainBlock
 from momify.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
 from momify.train.checkpoints import drop_after, newest_whole, read_seal, sweep
+from momify.train.frozen import freeze
 from momify.train.guards import Rollback, UnfitStepsError, read_rollback, write_rollback
 from momify.train.hidden import VARIANCE_TOKENS, HiddenGoal, matching_depths, source_variances
 from momify.train.spending import BudgetHold, take_threshold
@@ -80,8 +81,8 @@ def fit(
     """
     check_length(model, data)
     check_vocabularies(model, teacher)
-    if teacher is None and (settings.hidden or settings.stand_ins_first):
-        raise MomifyError("train.hidden and train.stand_ins_first are of phase 2, with a source; set both to 0")
+    if teacher is None and (keys := settings.of_phase_two()):
+        raise MomifyError(f"train.{keys[0]} is of phase 2, with a source; leave it out")
     with first_then_others():
         if is_first():
             sweep(place.checkpoints)
@@ -163,7 +164,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
     callbacks = [*files, bar, stop, OverfitWatch(place.metrics, place.say)]
     if isinstance(model.config, MomConfig):
         callbacks.append(RouterWatch(model.config, place.say))
-    freeze_idle(model, settings)
+    freeze(model, settings)
     alone = steps_alone(model, settings)
     if alone:
         place.say(f"the first {alone:,} steps teach only what stands in: {count_added(model):,} parameters")
@@ -229,18 +230,6 @@ def hidden_goal(course: Course, device: torch.device) -> HiddenGoal:
     return HiddenGoal(depths, source_variances(teacher, depths.values(), blocks))
 
 
-def freeze_idle(model: PreTrainedModel, settings: TrainBlock) -> None:
-    """Freeze what no gradient can reach under these settings: several processes then need not look for it."""
-    config = model.config
-    if not isinstance(config, MomConfig):
-        return
-    taught = config.router_explore or settings.balance or settings.supervise or config.modules_per_token > 1
-    idle = [f"model.{kind}." for kind in ("mha", "ffn") if not config.running(kind)]
-    for name, parameter in model.named_parameters():
-        if ("_router." in name and not taught) or name.startswith(tuple(idle)):
-            parameter.requires_grad_(False)
-
-
 def check_processes(checkpoint: Path) -> None:
     """Raise MomifyError where another number of processes wrote a checkpoint: the batches would be others."""
     before = read_seal(checkpoint).processes
@@ -298,6 +287,6 @@ def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        ddp_find_unused_parameters=False,  # freeze_idle has seen to them
+        ddp_find_unused_parameters=False,  # freeze has seen to them
         **({"fsdp": True, "fsdp_config": dict(_FSDP)} if settings.fsdp and count() > 1 else {}),
     )

@@ -89,6 +89,9 @@ def test_by_hand() -> None:
     lean = training_cost(dense, dense, settings.model_copy(update={"optimizer": "muon"}), 16, 1e6)
     modules = 2 * (12 * 64 + 9 * 8)  # without the LayerNorms, which are no modules
     assert found.optimizer - lean.optimizer == 4 * modules
+    still = training_cost(dense, dense, settings.model_copy(update={"freeze_embeddings": True}), 16, 1e6)
+    assert (found.gradients - still.gradients, found.optimizer - still.optimizer) == (4 * 26 * 8, 8 * 26 * 8)
+    assert found.flops - still.flops == 2 * (16 * 8 * 10) * 3 * 4  # the head's weight gradient
 
 
 def test_no_teacher_without_distillation() -> None:

@@ -92,9 +92,10 @@ def test_sharded_processes_equal_one_of_twice_the_batch(new_place: Callable, one
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True])
-def test_killed_group_goes_on_to_the_same_bits(new_place: Callable, sharded: bool) -> None:
-    steps = ("train.steps=90", "train.save_every=9", f"train.fsdp={str(sharded).lower()}")
+@pytest.mark.parametrize(("sharded", "frozen"), [(False, False), (True, False), (True, True)])
+def test_killed_group_goes_on_to_the_same_bits(new_place: Callable, sharded: bool, frozen: bool) -> None:
+    steps = ("train.steps=90", "train.save_every=9", f"train.fsdp={str(sharded).lower()}",
+             f"train.freeze_embeddings={str(frozen).lower()}")  # fmt: skip
     how = {"launcher": script("fsdp_on_cpu.py"), "module": False} if sharded else {"launcher": TORCHRUN}
     whole, cut = new_place("whole"), new_place("cut")
     assert whole.finish("train", "tiny.yaml", *steps, **how) == 0, whole.err
