@@ -82,8 +82,6 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                      {"mom": {**DEFAULT, "mha_steps": 12, "ffn_steps": 12, "step_rank": 0}}),
     "cosine_8_10": ("the default's modules at 8 and 10 steps, changes of rank 4",
                     {"mom": {**DEFAULT, "mha_steps": 8, "ffn_steps": 10, "step_rank": 4}}),
-    "more_steps_cosine": ("as `more_steps`, chosen by block influence, a ridge of 10",
-                          {"mom": {**DEFAULT, "mha_steps": 10, "ffn_steps": 11, "step_rank": 16, "patch_rank": 16}}),
     "cosine_7_10": ("lowest block influence, 7 and 10 modules: the parameters of `more_steps`",
                     {"mom": {**BARE, "importance": "cosine", "mha": 7, "ffn": 10}}),
     "paper_k1": ("the paper's way, K = 1", {"mom": {"init": "random"}, "train": {"balance": 0.01, "explore": 0.0}}),
