@@ -51,6 +51,8 @@ def main() -> None:
     print("| run | divergence, nats | perplexity over the source's |\n|---|---:|---:|")
     for folder in given.runs:
         recipe = load_recipe(folder / "recipe.yaml")
+        if recipe.source.model is None:
+            parser.error(f"{folder}: its recipe names no source.model to compare with")
         model, source = (load_model(one) for one in (folder / "model", locate(recipe.source.model)))
         divergence, ratio = apart(model, source, held_out(recipe, given.tokens))
         print(f"| {folder.name} | {divergence:.4f} | {ratio:.4f} |", flush=True)

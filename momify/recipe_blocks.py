@@ -216,7 +216,7 @@ class MomBlock(Block):
     """false: kept modules keep their weights, only patches and step deltas are fitted."""
     refit_ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = 10.0  # beyond: rounding, or nothing
     """How strongly refitted modules hold on to their own weights (ridge over the mean variance of what they read):
-    10 keeps them as easy to train as they were, 0.001 starts best."""
+    10 trains as well as none or nearly, 0.001 starts best."""
     patch_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of the linear patch that SKIP adds in a removed half-layer's place, at most the source's width; 0: none."""
     step_rank: Annotated[int, Field(ge=0)] | None = None
