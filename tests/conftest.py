@@ -9,8 +9,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -69,8 +69,7 @@ train: {steps: 6, batch_size: 4, precision: fp32, learning_rate: 1.0e-2, save_ev
 """
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """What a command left: exit code and both streams."""
 
     code: int

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from momify.cli import main
 from momify.data.tokenizer import train_tokenizer
 
 TEXTS = [f"the cat {i} sat on the mat, the hat and the rat {'so ' * (i % 7)}\n" * 6 for i in range(60)]
@@ -49,23 +47,7 @@ def there(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made, tmp_path / "w")
     monkeypatch.chdir(tmp_path / "w")
     monkeypatch.setenv("MOMIFY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "240")
     return tmp_path / "w"
-
-
-@pytest.fixture
-def momify(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["momify", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capfd.readouterr()
-
-    return call
 
 
 Momify = Callable[..., tuple[int, str, str]]
