@@ -186,6 +186,7 @@ def outcome(study: Study, recipe: Recipe) -> dict[str, Any]:
         "source": source,
         "before": start / source,
         "after": trained / source,
+        "divergence": kept["mom"].get("divergence"),
         "parameters": parameters(config).total / parameters(dense).total,
         "macs": macs,
         "kv": kv_bytes_per_token(config) / kv_bytes_per_token(dense),
@@ -195,7 +196,7 @@ def outcome(study: Study, recipe: Recipe) -> dict[str, Any]:
 
 def write_table(cells: dict[tuple[str, float], list[dict[str, Any]]], shares: list[float]) -> str:
     """Markdown: a row each way, means over seeds with their half range."""
-    heads = [f"after {share:.1%}" for share in shares]
+    heads = [head for share in shares for head in (f"after {share:.1%}", "divergence, nats")]
     lines = [
         "| | parameters | MACs | KV | before | " + " | ".join(heads) + " | tokens/s |",
         "|---|" + "---:|" * (5 + len(heads)),
@@ -205,8 +206,8 @@ def write_table(cells: dict[tuple[str, float], list[dict[str, Any]]], shares: li
         if mine:
             one = next(iter(mine.values()))
             costs = [f"{one[0][name]:.2f}" for name in ("parameters", "macs", "kv")]
-            after = [_spread([cell["after"] for cell in mine[share]]) if share in mine else "-" for share in shares]
-            before = _spread([cell["before"] for cell in one])
+            after = [_spread(mine.get(share, []), name) for share in shares for name in ("after", "divergence")]
+            before = _spread(one, "before")
             speed = [
                 cell["tokens_per_second"] for found in mine.values() for cell in found if cell["tokens_per_second"]
             ]
@@ -215,10 +216,13 @@ def write_table(cells: dict[tuple[str, float], list[dict[str, Any]]], shares: li
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: list[float]) -> str:
-    """1.052, or with several seeds 1.052 ± 0.003 (half the range)."""
-    half = (max(values) - min(values)) / 2
-    return f"{statistics.mean(values):.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "")
+def _spread(found: list[dict[str, Any]], name: str) -> str:
+    """1.052, or with several seeds 1.052 ± 0.003 (half the range); - where nothing was measured."""
+    values = [cell[name] for cell in found if cell.get(name) is not None]
+    if not values:
+        return "-"
+    half, places = (max(values) - min(values)) / 2, 4 if name == "divergence" else 3
+    return f"{statistics.mean(values):.{places}f}" + (f" ± {half:.{places}f}" if len(values) > 1 else "")
 
 
 def read_arguments() -> argparse.Namespace:

@@ -54,6 +54,7 @@ def evaluate(subject: Subject, settings: EvalBlock, options: EvalOptions, screen
     options = replace(options, limit=settings.limit, baseline=settings.baseline)
     tasks = make_tasks(settings, lambda: ppl_task(subject, options), screen.say)
     contestants = contestants_of(subject, options, screen)
+    tasks = [beside_source(task, contestants) if isinstance(task, Ppl) else task for task in tasks]
     with screen.progress("evaluating") as progress:
         place = run.Place(subject.results / "eval", options.keep_heads, screen.say, progress)
         outcomes = run.evaluate(tasks, contestants, settings.seeds, place)
@@ -116,10 +117,10 @@ def _weights(one: Json) -> dict[str, str]:
 
 def evaluate_ppl(subject: Subject, options: EvalOptions, screen: Screen) -> dict[str, Perplexity]:
     """Held-out perplexity of the subject and (`baseline`) its source, by one protocol; kept in eval/ppl.json."""
-    task = ppl_task(subject, options)
+    task, contestants = ppl_task(subject, options), contestants_of(subject, options, screen)
     with screen.progress("scoring held-out text") as progress:
         place = run.Place(subject.results / "eval", watch=lambda done, total, doing: progress(done, total))
-        (outcome,) = run.evaluate([task], contestants_of(subject, options, screen), [0], place)
+        (outcome,) = run.evaluate([beside_source(task, contestants)], contestants, [0], place)
     return {role: from_score(scores[0]) for role, scores in outcome.scores.items()}
 
 
@@ -130,6 +131,11 @@ def ppl_task(subject: Subject, options: EvalOptions) -> Ppl:
     task = Ppl(cache(lambda tokenizer: load_tokens(data, tokenizer)), block, options.stride or block, options.limit)
     task.check()
     return task
+
+
+def beside_source(task: Ppl, contestants: list[Contestant]) -> Ppl:
+    """The task, with the others compared with the source where that takes part."""
+    return replace(task, reference=next((one for one in contestants if one.role == "source"), None))
 
 
 def contestants_of(subject: Subject, options: EvalOptions, screen: Screen) -> list[Contestant]:

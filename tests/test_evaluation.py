@@ -75,6 +75,9 @@ def test_a_run_beside_its_source_on_everything(there: Path, momify: Momify) -> N
         entry["score"]["seconds"] for entry in json.loads((there / "runs/c/eval/rte.json").read_text())["entries"]
         if entry["role"] == "mom")  # fmt: skip  # nothing was scored again
     assert found["glue"]["covers"] == ["cola", "rte"]
+    assert found["ppl"]["models"]["mom"]["metrics"]["divergence"]["mean"] > 0
+    assert "divergence" not in found["ppl"]["models"]["source"]["metrics"]
+    assert "agreement" in out
 
 
 def test_dense_folders_and_others_by_name(there: Path, momify: Momify) -> None:

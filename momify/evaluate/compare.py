@@ -92,7 +92,7 @@ def _differences(spreads: dict[str, dict[str, Spread | None]], shown: tuple[str,
         role: {
             name: compare(spreads[first][name], spreads[role][name])
             for name in shown
-            if spreads[first][name] and spreads[role][name]
+            if spreads[first].get(name) and spreads[role].get(name)
         }
         for role in others
     }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,10 @@ class Perplexity:
     protocol: str
     word_perplexity: float | None = None
     """exp of the loss per word that white space separates: comparable between vocabularies."""
+    divergence: float | None = None
+    """How far predictions are from those of a reference: the mean KL(reference || model) per scored token, in nats."""
+    agreement: float | None = None
+    """Percent of the scored tokens for which both have the same likeliest token."""
 
 
 @dataclass(frozen=True)
@@ -88,39 +93,62 @@ def perplexity(
     protocol: Protocol,
     token_bytes: Tensor | None = None,
     progress: Progress | None = None,
+    reference: PreTrainedModel | None = None,
 ) -> Perplexity:
     """Perplexity of a causal `model` on `tokens` (N,) int64; `token_bytes` (N,) gives bits per byte.
 
     `token_bytes` holds how many bytes of text each token stands for; those of the scored tokens count.
-    The model is left in the mode (train, eval) it came in.
-    Raises MomifyError for a text or block that does not fit the model.
+    `reference`, a model of the same vocabulary on the same device, gives divergence and agreement.
+    Models are left in the mode (train, eval) they came in.
+    Raises MomifyError for a text or block that does not fit the model, and for a reference of another vocabulary.
     """
     _check_fit(model, tokens, protocol, token_bytes)
+    _check_reference(model, reference)
     plan = list(windows(len(tokens), protocol))
-    nll, scored, size, done = 0.0, 0, 0, 0
-    training = model.training
-    model.eval()
-    try:
+    sums, scored, size, done = _Sums(), 0, 0, 0
+    with _evaluating(model, reference):
         for group in _batches(plan, protocol.batch):
-            nll += _group_nll(model, tokens, group)
+            _add_group(sums, model, reference, tokens, group)
             scored += sum(w.end - w.first for w in group)
             if token_bytes is not None:
                 size += sum(int(token_bytes[w.first : w.end].sum()) for w in group)
             done += len(group)
             if progress is not None:
                 progress(done, len(plan))
-    finally:
-        model.train(training)
-    loss = nll / scored
+    loss, compared = sums.nll / scored, reference is not None
     return Perplexity(
         loss=loss,
         perplexity=math.exp(loss) if loss < 700 else math.inf,  # exp overflows a float just above
-        bits_per_byte=nll / math.log(2) / size if size else None,
+        bits_per_byte=sums.nll / math.log(2) / size if size else None,
         tokens=len(tokens),
         scored=scored,
         windows=len(plan),
         protocol=protocol.describe(len(tokens), model.dtype),
+        divergence=sums.divergence / scored if compared else None,
+        agreement=100 * sums.same / scored if compared else None,
     )
+
+
+@dataclass
+class _Sums:
+    """Over the scored tokens so far; in float64, as a million small terms want it."""
+
+    nll: float = 0.0
+    divergence: float = 0.0
+    same: int = 0
+
+
+@contextmanager
+def _evaluating(*models: PreTrainedModel | None) -> Iterator[None]:
+    """Dropout off; afterwards each model is in the mode it came in."""
+    modes = [(model, model.training) for model in models if model is not None]
+    try:
+        for model, _ in modes:
+            model.eval()
+        yield
+    finally:
+        for model, training in modes:
+            model.train(training)
 
 
 def _batches(plan: list[Window], batch: int) -> Iterator[list[Window]]:
@@ -137,17 +165,29 @@ def _batches(plan: list[Window], batch: int) -> Iterator[list[Window]]:
 
 
 @torch.no_grad()
-def _group_nll(model: PreTrainedModel, tokens: Tensor, group: list[Window]) -> float:
-    """Sum of -log p over the scored tokens of some windows of one length."""
+def _add_group(
+    sums: _Sums, model: PreTrainedModel, reference: PreTrainedModel | None, tokens: Tensor, group: list[Window]
+) -> None:
+    """Add the scored tokens of some windows of one length."""
     inputs = torch.stack([tokens[w.begin : w.end] for w in group]).to(model.device)  # (B, T)
     logits = model(input_ids=inputs, use_cache=False).logits  # (B, T, V)
-    total = 0.0
+    theirs = None if reference is None else reference(input_ids=inputs, use_cache=False).logits
     for row, window in enumerate(group):
         first = window.first - window.begin
-        kept = logits[row, first - 1 : -1].float()
-        losses = F.cross_entropy(kept, inputs[row, first:], reduction="none")
-        total += losses.double().sum().item()  # float64: a million small terms
-    return total
+        log_p = logits[row, first - 1 : -1].float().log_softmax(-1)  # (n, V)
+        sums.nll += F.nll_loss(log_p, inputs[row, first:], reduction="none").double().sum().item()
+        if theirs is not None:
+            log_q = theirs[row, first - 1 : -1].float().log_softmax(-1)
+            apart = F.kl_div(log_p, log_q, log_target=True, reduction="none").sum(-1)  # (n,)
+            sums.divergence += apart.double().sum().item()
+            sums.same += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+
+
+def _check_reference(model: PreTrainedModel, reference: PreTrainedModel | None) -> None:
+    """Refuse predictions that cannot be compared one by one."""
+    if reference is not None and reference.config.vocab_size != model.config.vocab_size:
+        ours, theirs = model.config.vocab_size, reference.config.vocab_size
+        raise MomifyError(f"{ours} entries of vocabulary cannot be compared with a reference's {theirs}: name another")
 
 
 def _check_fit(model: PreTrainedModel, tokens: Tensor, protocol: Protocol, sizes: Tensor | None) -> None:

@@ -190,6 +190,8 @@ def _one_perplexity(found: Perplexity) -> Json:
         "perplexity": found.perplexity,
         "loss": found.loss,
         "bits_per_byte": found.bits_per_byte,
+        "divergence": found.divergence,
+        "agreement": found.agreement,
         "tokens": found.tokens,
         "scored": found.scored,
     }

@@ -11,7 +11,18 @@ from markupsafe import Markup
 
 from momify.report.charts import Chart, line_chart
 from momify.report.tasks import comparison_table, protocol_lines
-from momify.report.words import Json, amount, percent, perplexity_percent, perplexity_text, size, three_figures
+from momify.report.words import (
+    FROM_THE_SOURCE,
+    FROM_THE_SOURCE_HEAD,
+    Json,
+    amount,
+    percent,
+    perplexity_percent,
+    perplexity_text,
+    quality_numbers,
+    size,
+    three_figures,
+)
 
 Show = Callable[[float], str]
 KINDS = {"mha": "attention", "ffn": "feed-forward"}
@@ -58,6 +69,7 @@ def render_html(report: Json) -> str:
         loads=_loads(report["memory"]),
         speed=None if report["speed"] is None else _speed(report["speed"]),
         quality=_quality(report["perplexity"]),
+        from_the_source=(FROM_THE_SOURCE_HEAD, FROM_THE_SOURCE),
         tasks=comparison_table(report.get("tasks") or []),
         protocols=protocol_lines(report.get("tasks") or []),
         charts=_charts(report),
@@ -224,10 +236,7 @@ def _quality(found: Json) -> list[tuple[str, ...]]:
     for key, name in names.items():
         if found[key] is not None:
             change = "" if key == "source" else _minus(perplexity_percent(found["source"], found[key]))
-            decimals = (
-                "" if found[key][part] is None else f"{found[key][part]:.4f}" for part in ("loss", "bits_per_byte")
-            )
-            rows.append((name, perplexity_text(found[key]), change, *decimals))
+            rows.append((name, perplexity_text(found[key]), change, *quality_numbers(found[key])))
     return rows
 
 

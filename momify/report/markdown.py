@@ -5,7 +5,18 @@ import re
 from collections.abc import Callable, Sequence
 
 from momify.report.tasks import comparison_table, protocol_lines
-from momify.report.words import Json, amount, percent, perplexity_percent, perplexity_text, size, three_figures
+from momify.report.words import (
+    FROM_THE_SOURCE,
+    FROM_THE_SOURCE_HEAD,
+    Json,
+    amount,
+    percent,
+    perplexity_percent,
+    perplexity_text,
+    quality_numbers,
+    size,
+    three_figures,
+)
 
 
 def escape(text: object) -> str:
@@ -71,8 +82,9 @@ def _quality(perplexity: Json) -> str:
     source = perplexity["source"]
     names = (("source", "source"), ("MoM at step 0", "mom_start"), ("MoM after training", "mom_trained"))
     rows = [_quality_row(name, source, perplexity[key]) for name, key in names]
-    lines = ["## Perplexity", f"Protocol: {escape(perplexity['protocol'])}."]
-    return "\n\n".join([*lines, table(["model", "perplexity", "change", "loss, nats", "bits per byte"], rows)])
+    lines = ["## Perplexity", f"Protocol: {escape(perplexity['protocol'])}. {FROM_THE_SOURCE}"]
+    head = ["model", "perplexity", "change", "loss, nats", "bits per byte", *FROM_THE_SOURCE_HEAD]
+    return "\n\n".join([*lines, table(head, rows)])
 
 
 def _tasks(tasks: list[Json] | None) -> str:
@@ -87,8 +99,7 @@ def _tasks(tasks: list[Json] | None) -> str:
 
 def _quality_row(name: str, source: Json, found: Json | None) -> list[str]:
     change = "" if found is source else perplexity_percent(source, found)
-    numbers = [_decimals(found, key) for key in ("loss", "bits_per_byte")]
-    return [name, perplexity_text(found), change, *numbers]
+    return [name, perplexity_text(found), change, *quality_numbers(found)]
 
 
 def _training(training: Json | None) -> str:
@@ -99,10 +110,6 @@ def _training(training: Json | None) -> str:
     held_out = training["curves"]["held_out_loss"]
     ends = f"; held-out loss {held_out[0][1]:.3f} -> {held_out[-1][1]:.3f} nats per token" if held_out else ""
     return f"Trained for {training['steps']:,} steps{tokens}{escape(ends)}."
-
-
-def _decimals(found: Json | None, key: str) -> str:
-    return "" if found is None or found[key] is None else f"{found[key]:.4f}"
 
 
 def _macs(macs: Json) -> str:

@@ -59,7 +59,8 @@ def _task_lines(one: Json) -> list[str]:
 
 def _row(one: Json, metric: str, roles: list[str], others: list[str], baselines: list[str]) -> list[str]:
     name = one["task"] + (" (limited)" if one["limited"] else "") if metric == one["main"] else ""
-    spreads = {role: found["metrics"].get(metric) for role, found in one["models"].items()}
+    taken = {role: found["metrics"] for role, found in one["models"].items()}
+    spreads = {role: metrics[metric] for role, metrics in taken.items() if metric in metrics}
     places = _places([found["mean"] for found in spreads.values() if found], one["seeds"] != [None])
     cells = [name, metric]
     for role in roles:

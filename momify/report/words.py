@@ -53,6 +53,21 @@ def perplexity_percent(before: Json, after: Json | None) -> str:
     return percent(before["perplexity"], after["perplexity"])
 
 
+FROM_THE_SOURCE_HEAD = ("divergence, nats", "same token")
+FROM_THE_SOURCE = (
+    "Divergence: the mean KL(source || MoM) of a scored token, 0 only for a model that predicts as its source does; a "
+    "change of perplexity also counts what the source has wrong. Same token: how often both expect the same one."
+)
+
+
+def quality_numbers(found: Json | None) -> list[str]:
+    """Loss and bits per byte, divergence and agreement, as they stand in a table; empty where not measured."""
+    numbers = [found[key] if found else None for key in ("loss", "bits_per_byte", "divergence")]
+    agreement = found["agreement"] if found else None
+    decimals = ["" if number is None else f"{number:.4f}" for number in numbers]
+    return [*decimals, "" if agreement is None else f"{agreement:.1f}%"]
+
+
 def verdict(report: Json) -> str:
     """What the conversion brought, in one line: each number before -> after, then what did not get better."""
     sizes = _sizes(report)
@@ -176,7 +191,17 @@ def _quality_finding(perplexity: Json) -> Json:
     before, trained = perplexity["source"], perplexity["mom_trained"]
     after = trained or perplexity["mom_start"]
     worse = None in (before["perplexity"], after["perplexity"]) or after["perplexity"] > before["perplexity"]
-    return {"tone": "bad" if worse else "good", "text": _sentence(_perplexity_change(perplexity))}
+    return {"tone": "bad" if worse else "good", "text": _sentence(_perplexity_change(perplexity)) + _apart(after)}
+
+
+def _apart(found: Json) -> str:
+    """A sentence on how far predictions are from the source's."""
+    if found["divergence"] is None:
+        return ""
+    return (
+        f" Its predictions are {found['divergence']:.3f} nats per token from the source's; both expect the same "
+        f"token {found['agreement']:.0f}% of the time."
+    )
 
 
 def _routing_findings(routing: Json | None) -> list[Json]:

@@ -85,6 +85,14 @@ def test_a_score_that_is_not_finite_is_said() -> None:
     assert rows[0][2:6] == ["60.00", "not finite", "", ""]
 
 
+def test_a_metric_that_one_model_cannot_have_is_blank_there_and_not_compared() -> None:
+    found = outcome("sst2", seeded=False, source=[60.0], mom=[50.0])
+    found.task.shown = ("accuracy", "apart")
+    found.scores["mom"][0].metrics["apart"] = 0.2024
+    columns, rows = comparison_table([summary(found)])
+    assert rows[1] == ["", "apart", "", "0.202", *[""] * (len(columns) - 4)]
+
+
 def test_the_average_is_taken_seed_by_seed_and_leaves_wnli_out() -> None:
     outcomes = [
         outcome("rte", source=[60.0, 64.0], mom=[1.0, 2.0]),

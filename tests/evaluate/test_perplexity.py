@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,46 @@ def test_each_token_is_scored_once(count: int, block: int, data: st.DataObject) 
     starts = {0} if stride < block else set(range(0, count, block))
     assert set(scored) == set(range(count)) - starts
     assert all(window.begin < window.first and window.end - window.begin <= block for window in plan)
+
+
+@pytest.mark.parametrize(("stride", "batch"), [(16, 3), (16, 1), (5, 4)])
+def test_divergence_and_agreement_are_those_of_a_loop(make_gpt2: MakeGpt2, stride: int, batch: int) -> None:
+    model, reference = make_gpt2(), make_gpt2(n_layer=1)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(20)  # far from uniform
+        reference.transformer.wte.weight.copy_(model.transformer.wte.weight + torch.randn(61, 32))
+    tokens, scored = torch.randint(0, 61, (50,)), []
+    for window in windows(50, Protocol(16, stride)):
+        for at in range(window.first, window.end):
+            with torch.no_grad():
+                context = tokens[window.begin : at][None]
+                p, q = (one(context).logits[0, -1].double().softmax(-1) for one in (model, reference))
+            scored.append(((q * (q / p).log()).sum().item(), int(p.argmax()) == int(q.argmax())))
+    found = perplexity(model, tokens, Protocol(16, stride, batch), reference=reference)
+    assert found.scored == len(scored)
+    assert found.divergence == pytest.approx(sum(kl for kl, _ in scored) / len(scored), rel=1e-4)
+    assert found.divergence > 0.05
+    assert found.agreement == pytest.approx(100 * sum(same for _, same in scored) / len(scored))
+    assert 0 < found.agreement < 100
+
+
+def test_a_model_is_nowhere_apart_from_itself_and_the_rest_is_as_without_a_reference(make_gpt2: MakeGpt2) -> None:
+    model, tokens = make_gpt2(), torch.randint(0, 61, (50,))
+    found, alone = (perplexity(model, tokens, Protocol(16, 16), reference=other) for other in (model, None))
+    assert (found.divergence, found.agreement) == (pytest.approx(0, abs=1e-7), 100)
+    assert replace(found, divergence=None, agreement=None) == alone
+
+
+def test_a_reference_in_training_mode_has_no_dropout_and_stays_in_it(make_gpt2: MakeGpt2) -> None:
+    model, reference = make_gpt2(), make_gpt2(resid_pdrop=0.5).train()
+    expected = perplexity(model, torch.arange(40), Protocol(16, 16), reference=reference).divergence
+    assert perplexity(model, torch.arange(40), Protocol(16, 16), reference=reference).divergence == expected
+    assert reference.training
+
+
+def test_a_reference_of_another_vocabulary_is_refused(make_gpt2: MakeGpt2) -> None:
+    with pytest.raises(MomifyError, match=r"61 entries .* reference's 70"):
+        perplexity(make_gpt2(), torch.arange(20), Protocol(8, 8), reference=make_gpt2(vocab_size=70))
 
 
 def test_no_byte_counts_no_bits_per_byte(make_gpt2: MakeGpt2) -> None:

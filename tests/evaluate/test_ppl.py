@@ -13,7 +13,7 @@ from momify.data.tokenizer import train_tokenizer
 from momify.errors import MomifyError
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.perplexity import Perplexity, Protocol, perplexity
-from momify.evaluate.ppl import Ppl, count_words, from_score, per_word, to_score
+from momify.evaluate.ppl import BESIDE, Ppl, count_words, from_score, per_word, to_score
 from momify.evaluate.task import Turn
 
 TEXT = "the cat sat on the mat, the hat and the rat\n" * 4
@@ -37,7 +37,7 @@ def test_the_score_is_the_perplexity(one: Contestant) -> None:
     expected = perplexity(one.load(), tokens, Protocol(16, 16))
     assert score.metrics["loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert score.metrics["bits_per_byte"] > 0
-    assert set(task.shown) <= set(score.metrics)
+    assert set(task.shown) - {"divergence", "agreement"} <= set(score.metrics)
     assert task.work(one) == math.ceil(expected.windows / 2)
     assert sum(done) <= task.work(one)
     words = len(TEXT.split())
@@ -60,6 +60,34 @@ def test_each_contestant_reads_with_its_own_tokenizer(one: Contestant) -> None:
     assert len(task.tokens(other)) == len(TEXT) > len(task.tokens(one))
     assert task.key(other) != task.key(one)
     assert count_words(bytes_only, task.tokens(other)) == count_words(one.tokenizer, task.tokens(one)) == 44
+
+
+def test_others_of_the_same_text_are_compared_with_the_reference(
+    one: Contestant, make_gpt2: Callable[..., GPT2LMHeadModel]
+) -> None:
+    model = make_gpt2(vocab_size=270, n_positions=16, n_layer=1)
+    other, task = Contestant("mom", "2", lambda: model, one.tokenizer), Ppl(token_data, 16, 16, batch=4)
+    beside = replace(task, reference=one)
+    score, tokens = beside.score(other, Turn(0)), token_data(one.tokenizer).valid_tensor()
+    expected = perplexity(model, tokens, Protocol(16, 16, 4), reference=one.load())
+    assert score.metrics["divergence"] == pytest.approx(expected.divergence, rel=1e-5)
+    assert score.metrics["agreement"] == expected.agreement
+    assert score.note == BESIDE
+    assert from_score(score).divergence == score.metrics["divergence"]
+    assert task.key(other) != beside.key(other) != replace(task, reference=replace(one, sha256="3")).key(other)
+    assert beside.work(other) == math.ceil(expected.windows / 2)
+
+
+def test_what_cannot_be_compared_is_not(one: Contestant, make_gpt2: Callable[..., GPT2LMHeadModel]) -> None:
+    task = Ppl(token_data, 16, 16, reference=one)
+    padded = make_gpt2(vocab_size=272, n_positions=16)
+    others = [one, replace(one, role="mom"), replace(one, sha256="2", tokenizer=train_tokenizer(["x"], 257)),
+              Contestant("mom", "2", lambda: padded, one.tokenizer)]  # fmt: skip
+    for other in others:
+        score = task.score(other, Turn(0))
+        assert "divergence" not in score.metrics
+        assert score.note == ""
+    assert task.key(one) == replace(task, reference=None).key(one)
 
 
 def test_what_is_not_finite_is_kept_as_none_and_comes_back() -> None:

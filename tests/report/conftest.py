@@ -64,9 +64,11 @@ TASKS = [
 ]  # fmt: skip
 
 
-def scored(perplexity: float, loss: float = 2.5) -> Perplexity:
+def scored(
+    perplexity: float, loss: float = 2.5, divergence: float | None = None, agreement: float | None = None
+) -> Perplexity:
     protocol = "block 16, stride 16, 160 tokens, float32, first token of a window unscored"
-    return Perplexity(loss, perplexity, 1.25, 160, 150, 10, protocol)
+    return Perplexity(loss, perplexity, 1.25, 160, 150, 10, protocol, divergence=divergence, agreement=agreement)
 
 
 def tiny_mom() -> MomForCausalLM:
@@ -101,7 +103,7 @@ def parts(make_gpt2: Callable[..., GPT2LMHeadModel], _measured: Parts) -> Parts:
         for side, model in models.items():
             counts = count_macs(model, inputs, counted=2)
             _measured[side] = Measured(side, parameters(model.config), measure_memory(model, batches), counts)
-        _measured["quality"] = Quality(scored(12.0), scored(15.0), scored(12.6))
+        _measured["quality"] = Quality(scored(12.0), scored(15.0, 2.6, 0.31, 78.25), scored(12.6, 2.5, 0.2024, 83.14))
         origin = Origin("gpt2-tiny", "ab" * 32, 0, {"run": {"name": "x"}}, "momify run x.yaml")
         _measured["provenance"] = collect_provenance(origin)
         latency = tuple(measure_latency(models, batch[:, :8], Timing(4, 2, 0)) for batch in batches)

@@ -36,7 +36,8 @@ def test_tables_are_rectangular_and_hold_the_numbers(parts: Parts) -> None:
     assert rows["KV cache per token, float32"] == ["1.00 KiB", "512 B", "-50.0%"]
     assert rows["source"][:2] == ["12.00", ""]
     assert rows["MoM at step 0"][:2] == ["15.00", "+25.0%"]
-    assert rows["MoM after training"] == ["12.60", "+5.0%", "2.5000", "1.2500"]
+    assert rows["MoM after training"] == ["12.60", "+5.0%", "2.5000", "1.2500", "0.2024", "83.1%"]
+    assert rows["source"][-2:] == ["", ""]
     assert rows["routers"][2] == "new"
     macs = report["macs"]["source"]["macs"]
     short = amount(macs)
@@ -85,11 +86,12 @@ def test_disagreement_cannot_be_overlooked(parts: Parts) -> None:
 def test_numbers_that_are_missing(parts: Parts) -> None:
     report = copy.deepcopy(build_report(**parts))
     report["perplexity"]["mom_trained"] = None
-    report["perplexity"]["mom_start"] |= {"perplexity": None, "loss": None, "bits_per_byte": None}
+    nothing = dict.fromkeys(("perplexity", "loss", "bits_per_byte", "divergence", "agreement"))
+    report["perplexity"]["mom_start"] |= nothing
     report["provenance"]["commit"] = None
     rows = {row[0]: row[1:] for table in tables(render_markdown(report)) for row in table}
-    assert rows["MoM at step 0"] == ["not finite", "", "", ""]
-    assert rows["MoM after training"] == ["not measured", "", "", ""]
+    assert rows["MoM at step 0"] == ["not finite", *[""] * 5]
+    assert rows["MoM after training"] == ["not measured", *[""] * 5]
     assert rows["commit"] == ["not from a checkout"]
 
 

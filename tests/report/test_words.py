@@ -67,7 +67,19 @@ def test_findings_say_what_is_saved_and_what_is_not(with_speed: Callable[[float,
     assert found["Generating"]["text"].endswith("not faster at batch 1 (0.93x), not faster at batch 3 (0.93x).")
     loads = [line for name, line in found.items() if name.startswith("Memory at its peak, batch 3")]
     assert [line["text"].partition(":")[2].split()[1] for line in loads] == ["saved,", "saved,"]
-    assert found["Perplexity 12.00 -> 12.60 (+5.0%)."]["tone"] == "bad"
+    quality = next(line for name, line in found.items() if name.startswith("Perplexity"))
+    assert quality == {
+        "tone": "bad",
+        "text": "Perplexity 12.00 -> 12.60 (+5.0%). Its predictions are 0.202 nats per "
+        "token from the source's; both expect the same token 83% of the time.",
+    }
+
+
+def test_what_was_not_compared_with_the_source_has_no_sentence_on_it(parts: Parts) -> None:
+    quality = parts["quality"]
+    alone = replace(quality, trained=replace(quality.trained, divergence=None, agreement=None))
+    texts = [line["text"] for line in build_report(**{**parts, "quality": alone})["findings"]]
+    assert "Perplexity 12.00 -> 12.60 (+5.0%)." in texts
 
 
 def changed(parts: Parts, path: str, value: object) -> dict:
