@@ -35,7 +35,7 @@ BARE = {"refit_tokens": 0}
 LEARNED = {"importance": "layerdrop"}
 HELD = {**LEARNED, "patch_rank": 16, "refit_ridge": 1.0}
 FEW = {"mha": 3, "ffn": 12, "mha_steps": 6}
-DEFAULT = {"importance": "cosine", "refit_ridge": 10.0}
+DEFAULT, DEFAULT_TRAIN = {"importance": "cosine", "refit_ridge": 30.0}, {"hidden": None}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "control": ("the source, trained on", {"mom": {"mha": 12, "ffn": 12},
@@ -49,10 +49,16 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                     {"mom": {"importance": "cosine", "refit_ridge": 1.0, "patch_rank": 16}}),
     "cosine_ridge": ("lowest block influence, what stays refitted with a ridge of 1",
                      {"mom": {"importance": "cosine", "refit_ridge": 1.0}}),
-    "cosine_ridge_10": ("the same, a ridge of 10: momify's default",
-                        {"mom": DEFAULT}),
+    "cosine_ridge_10": ("the same, a ridge of 10",
+                        {"mom": {"importance": "cosine", "refit_ridge": 10.0}}),
+    "cosine_ridge_30": ("the same, a ridge of 30", {"mom": DEFAULT}),
+    "default": ("the same, hidden states followed too: momify's default", {"mom": DEFAULT, "train": DEFAULT_TRAIN}),
+    "cosine_hidden": ("lowest block influence, hidden states followed too",
+                      {"mom": {**BARE, "importance": "cosine"}, "train": DEFAULT_TRAIN}),
+    "cosine_ce": ("lowest block influence, next-token loss instead of distillation",
+                  {"mom": {**BARE, "importance": "cosine"}, "train": {"distill": 0.0, "cross_entropy": 1.0}}),
     "frozen": ("the default, embeddings and head as the source has them",
-               {"mom": DEFAULT, "train": {"freeze_embeddings": True}}),
+               {"mom": DEFAULT, "train": {**DEFAULT_TRAIN, "freeze_embeddings": True}}),
     "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
     "static": ("greedy by loss, left out", {"mom": BARE}),
     "momify": ("greedy by loss, what stays refitted: the nearest start", {}),
@@ -74,6 +80,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                {"mom": {"reach": "all"}}),
     "reuse": ("removed half-layers run a neighbour's module",
               {"mom": {**BARE, "mha_steps": 12, "ffn_steps": 12, "step_rank": 0}}),
+    "reuse_step": ("all kept modules refitted, removed half-layers run a neighbour's with changes of rank 16",
+                   {"mom": {"mha_steps": 12, "ffn_steps": 12, "step_rank": 16}}),
     "more_steps": ("the same pool at 10 and 11 steps, changes and patches of rank 16",
                    {"mom": {"mha_steps": 10, "ffn_steps": 11, "step_rank": 16, "merge": True, "patch_rank": 16}}),
     "more_steps_4": ("the same, changes and patches of rank 4",
@@ -250,7 +258,7 @@ def main() -> None:
     given = read_arguments()
     data = {"train": given.data, "valid": given.valid, "block_length": given.block}
     names = ("batch_size", "learning_rate", "optimizer")
-    settings = {name: getattr(given, name) for name in names}
+    settings = {name: getattr(given, name) for name in names} | {"hidden": 0.0}  # but for rows that name it
     study = Study(given.source, given.trained_tokens, data, settings, given.windows, given.out)
     screen, shares = Screen(Console(stderr=True), quiet=True), [float(share) for share in given.shares.split(",")]
     cells: dict[tuple[str, float], list[dict[str, Any]]] = {}

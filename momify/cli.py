@@ -97,7 +97,7 @@ def convert(
     step_rank: options.StepRank = None,
     merge: options.Merge = None,
     refit: options.Refit = True,
-    refit_ridge: options.RefitRidge = 10.0,
+    refit_ridge: options.RefitRidge = 30.0,
     budget: options.Budget = None,
     importance: options.Importance = "cosine",
     calibration: options.Calibration = None,

@@ -36,7 +36,7 @@ Merge = Annotated[
 ]
 Refit = Annotated[bool, typer.Option(help="Kept modules are refitted to make up for what goes: a better start.")]
 RefitRidge = Annotated[
-    float, typer.Option(help="How strongly they hold on to their own weights: 10 trains best, 0.001 starts best.")
+    float, typer.Option(help="How strongly they hold on to their own weights: 30 trains best, 0.001 starts best.")
 ]
 Budget = Annotated[
     float | None,

@@ -25,6 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_no_nul)]
 Names = Annotated[list[Text], BeforeValidator(_one_or_many)]
+HIDDEN = 10.0  # train.hidden where nothing else is said (docs/results.md)
 _PHASE_TWO = ("hidden", "stand_ins_first", "freeze_embeddings")  # keys of train that need a source
 
 
@@ -72,9 +73,10 @@ class TrainBlock(Block):
     """Weight of the Kullback-Leibler divergence from the source's predictions (phase 2)."""
     cross_entropy: Weight = 0.0
     """Weight of the next-token loss (phase 1 uses nothing else)."""
-    hidden: Weight = 0.0
-    """Weight of the squared error to the source's residual, relative to its variance, wherever the MoM's stands for it
-    (phase 2)."""
+    hidden: Weight | None = None
+    """Weight, at the first step and falling to 0 at the last, of the squared error to the source's residual, relative
+    to its variance, wherever the MoM's stands for it (phase 2); null: 10 where the source's predictions are learned and
+    steps stand for its layers, else 0."""
     balance: Weight = 0.0
     """Weight of the load-balance loss over routed modules (the paper: 0.01)."""
     dropout: Share = 0.0
@@ -116,6 +118,11 @@ class TrainBlock(Block):
         if self.fsdp and self.stand_ins_first:
             raise ValueError("fsdp saves optimizer state of all weights or none; use stand_ins_first 0, or no fsdp")
         return self
+
+    def with_hidden(self, comparable: bool) -> "TrainBlock":
+        """The same with `hidden` decided; comparable: whether there is a source, for whose layers steps stand."""
+        chosen = self.hidden if self.hidden is not None else HIDDEN if comparable and self.distill else 0.0
+        return self.model_copy(update={"hidden": chosen})
 
     def of_phase_two(self) -> list[str]:
         """Keys that are set and mean nothing without a source to start and to learn from."""
@@ -214,9 +221,9 @@ class MomBlock(Block):
     which bounds memory); 0: not at all, and patches and step deltas start as nothing."""
     refit_modules: bool = True
     """false: kept modules keep their weights, only patches and step deltas are fitted."""
-    refit_ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = 10.0  # beyond: rounding, or nothing
+    refit_ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = 30.0  # beyond: rounding, or nothing
     """How strongly refitted modules hold on to their own weights (ridge over the mean variance of what they read):
-    10 trains as well as none or nearly, 0.001 starts best."""
+    30 trains as well as none, 0.001 starts best."""
     patch_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of the linear patch that SKIP adds in a removed half-layer's place, at most the source's width; 0: none."""
     step_rank: Annotated[int, Field(ge=0)] | None = None

@@ -7,6 +7,7 @@ import yaml
 
 from momify.errors import MomifyError
 from momify.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from momify.recipe_blocks import HIDDEN, TrainBlock
 
 MINIMAL = "source: {model: gpt2}\nmom: {mha: 8, ffn: 12}\ndata: {train: builtin:demo}\n"
 DENSE = "source: {scratch: {layers: 2}}\ndata: {train: x.txt}\n"
@@ -92,6 +93,15 @@ def test_mistakes_give_one_line(text: str, override: list[str], words: str) -> N
         parse_recipe(text, "r.yaml", override)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "comparable", "found"),
+    [({}, True, HIDDEN), ({}, False, 0.0), ({"distill": 0.0, "cross_entropy": 1.0}, True, 0.0),
+     ({"hidden": 0.0}, True, 0.0), ({"hidden": 2.5}, False, 2.5)],
+)  # fmt: skip
+def test_hidden_states_are_followed_where_the_source_teaches(given: dict, comparable: bool, found: float) -> None:
+    assert TrainBlock(**given).with_hidden(comparable).hidden == found
 
 
 def test_missing_and_binary_files(tmp_path: Path) -> None:

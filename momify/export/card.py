@@ -9,7 +9,7 @@ from momify.export.written import Written
 from momify.measure.cost import attention_steps, kv_bytes_per_token, parameters
 from momify.model import MomConfig
 from momify.report.markdown import escape, fenced, table
-from momify.report.words import amount, perplexity_text, size
+from momify.report.words import amount, apart, perplexity_text, size
 
 Json = dict[str, Any]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -88,8 +88,9 @@ def _front_matter(name: str | None, tags: str) -> str:
 def _numbers(report: Json | None) -> str:
     if report is None:
         return ""
-    protocol = report["perplexity"]["protocol"]
-    return f"**{escape(report['verdict'])}.** Perplexity on held-out text: {escape(protocol)}."
+    found = report["perplexity"]
+    told = apart(found.get("mom_trained") or found.get("mom_start") or {})
+    return f"**{escape(report['verdict'])}.** Perplexity on held-out text: {escape(found['protocol'])}.{told}"
 
 
 def _quality(report: Json | None) -> str:
@@ -99,7 +100,7 @@ def _quality(report: Json | None) -> str:
     found = report["perplexity"]
     before, after = found["source"], found["mom_trained"] or found["mom_start"]
     change = f"{perplexity_text(before)} -> {perplexity_text(after)}"
-    return f"**Perplexity on held-out text {escape(change)}**: {escape(found['protocol'])}."
+    return f"**Perplexity on held-out text {escape(change)}**: {escape(found['protocol'])}.{apart(after)}"
 
 
 def _shape(config: MomConfig) -> str:

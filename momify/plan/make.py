@@ -94,14 +94,15 @@ def _of_recipe(path: Path, overrides: list[str]) -> Premises:
 def make_plan(given: Premises, request: Request, speed: Speed) -> Plan:
     """The plan of one conversion. Raises MomifyError for what the source cannot give."""
     shape = planned_shape(given.dense, request)
+    train = given.train.with_hidden(comparable=request.init != "random")
     return Plan(
         request=request,
         source=figures_of(given.dense, given.block),
         mom=figures_of(shape, given.block),
         line=command(given.name, request, given.dense.steps),
-        training=training_cost(given.dense, shape, given.train, given.block, speed.flops_per_second),
+        training=training_cost(given.dense, shape, train, given.block, speed.flops_per_second),
         speed=speed,
-        micro_batch=micro_batch_that_fits(given.dense, shape, given.train, given.block, DEVICES[speed.device]),
+        micro_batch=micro_batch_that_fits(given.dense, shape, train, given.block, DEVICES[speed.device]),
     )
 
 

@@ -252,6 +252,8 @@ def _charts(report: Json) -> list[tuple[str, str, Chart]]:
             None if source is None else ("source, held out", source))),
         ("Distance from the source", "KL divergence, nats per token", line_chart(
             {"distillation": curves["distillation_loss"]})),
+        ("Distance from the source's residuals", "squared error over their variance, mean over depths", line_chart(
+            {"hidden": curves["hidden_loss"]})),
         ("Router entropy", "nats, mean over routed half-steps", line_chart({"entropy": curves["router_entropy"]})),
     ]  # fmt: skip
     return [(title, unit, chart) for title, unit, chart in shown if chart]

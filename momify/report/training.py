@@ -12,6 +12,7 @@ CURVES = {  # name in report.json: name in metrics.jsonl
     "loss": "loss",
     "next_token_loss": "cross_entropy",
     "distillation_loss": "distill",
+    "hidden_loss": "hidden",
     "held_out_loss": "eval_loss",
     "router_entropy": "router_entropy",
 }

@@ -191,12 +191,12 @@ def _quality_finding(perplexity: Json) -> Json:
     before, trained = perplexity["source"], perplexity["mom_trained"]
     after = trained or perplexity["mom_start"]
     worse = None in (before["perplexity"], after["perplexity"]) or after["perplexity"] > before["perplexity"]
-    return {"tone": "bad" if worse else "good", "text": _sentence(_perplexity_change(perplexity)) + _apart(after)}
+    return {"tone": "bad" if worse else "good", "text": _sentence(_perplexity_change(perplexity)) + apart(after)}
 
 
-def _apart(found: Json) -> str:
-    """A sentence on how far predictions are from the source's."""
-    if found["divergence"] is None:
+def apart(found: Json) -> str:
+    """A sentence, after a space, on how far predictions are from the source's; none where they were not compared."""
+    if found.get("divergence") is None:  # a report of before 2026-11-25 has no such key
         return ""
     return (
         f" Its predictions are {found['divergence']:.3f} nats per token from the source's; both expect the same "

@@ -74,7 +74,8 @@ def fit(
 ) -> Stopped | None:
     """Train `model` in place: phase 2 from `teacher`, or phase 1 (next-token loss alone) where that is None.
 
-    step_layers: the teacher's layer that each step of a MoM stands for, None for an added one; train.hidden needs it.
+    step_layers: the teacher's layer that each step of a MoM stands for, None for an added one; train.hidden needs it,
+    and is off by default where there are none.
     After three steps in a row whose loss or gradient is not finite it goes back to the checkpoint before them, with a
     lower learning rate. Raises MomifyError when that does not help, when blocks are longer than the model's positions,
     or when the vocabularies differ. With train.fsdp the model comes out sharded; its last checkpoint is whole.
@@ -83,6 +84,8 @@ def fit(
     check_vocabularies(model, teacher)
     if teacher is None and (keys := settings.of_phase_two()):
         raise MomifyError(f"train.{keys[0]} is of phase 2, with a source; leave it out")
+    stand = any(layer is not None for layer in step_layers or ())
+    settings = settings.with_hidden(comparable=teacher is not None and stand)
     with first_then_others():
         if is_first():
             sweep(place.checkpoints)

@@ -29,7 +29,7 @@ class LossWeights:
     cross_entropy: float = 1.0
     balance: float = 0.0
     supervise: float = 0.0
-    hidden: float = 0.0
+    hidden: float = 0.0  # at the first step
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,15 @@ class MomTrainer(SturdyTrainer):
         if gap is not None:
             more["hidden"] = gap.loss()
         for name, part in more.items():
-            loss = loss + getattr(weights, name) * part
+            loss = loss + getattr(weights, name) * part * (self._left() if name == "hidden" else 1)
         if self.routing.hold is not None and model.training:
             self.routing.hold.note(choices)
         self.tally.add({"loss": loss, **parts, **more}, routing_sums(choices, outputs.router_logits))
         return loss, outputs
+
+    def _left(self) -> float:
+        """Share of the steps that are left: residuals guide the beginning, predictions decide the end."""
+        return 1 - self.state.global_step / self.state.max_steps
 
     def _judge_step(self, model: torch.nn.Module) -> None:
         if self.state.global_step < self.steps_alone:

@@ -1,15 +1,19 @@
 """Training memory against what was alive in a real training step, and times by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import GPT2Config
 
+from momify.convert.homes import Request
 from momify.measure.cost import shape_of
 from momify.measure.live_bytes import LiveBytes
 from momify.model import MomConfig, MomForCausalLM
+from momify.plan.make import Speed, make_plan, premises
 from momify.plan.reading import read_shape
 from momify.plan.training import DEVICES, micro_batch_that_fits, training_activations, training_cost
-from momify.recipe_blocks import TrainBlock
+from momify.recipe_blocks import HIDDEN, TrainBlock
 from momify.train.hidden import HiddenGap, HiddenGoal, matching_depths
 from momify.train.losses import distillation_loss, next_token_loss
 
@@ -101,6 +105,16 @@ def test_no_teacher_without_distillation() -> None:
     assert plain.flops == 0.75 * training_cost(dense, dense, TrainBlock(), 64, 1e12).flops
     asked = training_cost(dense, dense, TrainBlock(distill=0, cross_entropy=1, hidden=1), 64, 1e12)
     assert (asked.teacher, asked.flops) == (asked.weights, plain.flops / 0.75)
+
+
+@pytest.mark.parametrize(("init", "hidden"), [("home", HIDDEN), ("random", 0.0)])
+def test_a_plan_counts_hidden_states_where_they_are_followed_by_default(init: str, hidden: float) -> None:
+    given, request = premises("gpt2"), Request(mha=6, ffn=9, init=init)
+    speed = Speed("a100", 1e14, "guessed")
+    default, told = (
+        make_plan(replace(given, train=train), request, speed) for train in (TrainBlock(), TrainBlock(hidden=hidden))
+    )
+    assert default.training == told.training
 
 
 def test_checkpointing_saves_activations() -> None:

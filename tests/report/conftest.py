@@ -29,7 +29,8 @@ TRAINING = {
     "steps": 4, "tokens": 512, "tokens_per_second": 99.5,
     "curves": {
         "loss": [[2, 3.0], [4, 2.75]], "next_token_loss": [[2, 3.1], [4, 2.9]],
-        "distillation_loss": [[2, 0.5], [4, 0.25]], "held_out_loss": [[2, 2.7], [4, 2.6]], "router_entropy": [],
+        "distillation_loss": [[2, 0.5], [4, 0.25]], "hidden_loss": [[2, 0.2], [4, 0.1]],
+        "held_out_loss": [[2, 2.7], [4, 2.6]], "router_entropy": [],
     },
 }  # fmt: skip
 

@@ -63,7 +63,7 @@ def test_numbers_are_the_reports(parts: Parts) -> None:
         assert finding["text"].replace("->", "→") in found.text
     assert report["perplexity"]["protocol"] in found.text
     assert report["provenance"]["source_sha256"] in found.text
-    assert found.tags.count("polyline") == 3  # held out, training, distillation
+    assert found.tags.count("polyline") == 4  # held out, training, distillation, hidden states
 
 
 def test_patches_are_named_where_they_are(parts: Parts) -> None:

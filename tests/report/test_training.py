@@ -8,7 +8,15 @@ from momify.report.training import POINTS, read_training
 
 def test_curves_by_name(tmp_path: Path) -> None:
     rows = [
-        {"step": 5, "tokens": 50, "loss": 3.0, "distill": 0.5, "cross_entropy": 3.5, "tokens_per_second": 10.0},
+        {
+            "step": 5,
+            "tokens": 50,
+            "loss": 3.0,
+            "distill": 0.5,
+            "hidden": 0.1,
+            "cross_entropy": 3.5,
+            "tokens_per_second": 10.0,
+        },
         {"step": 5, "tokens": 50, "eval_loss": 3.25, "eval_perplexity": 25.8},
         {"step": 10, "tokens": 100, "loss": 2.0, "router_entropy": 0.25, "tokens_per_second": 30.0},
     ]
@@ -19,6 +27,7 @@ def test_curves_by_name(tmp_path: Path) -> None:
         "loss": [[5, 3.0], [10, 2.0]],
         "next_token_loss": [[5, 3.5]],
         "distillation_loss": [[5, 0.5]],
+        "hidden_loss": [[5, 0.1]],
         "held_out_loss": [[5, 3.25]],
         "router_entropy": [[10, 0.25]],
     }

@@ -21,7 +21,7 @@ from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
 from momify.model.half import run_half
 from momify.models import step_layers
-from momify.recipe_blocks import TrainBlock
+from momify.recipe_blocks import HIDDEN, TrainBlock
 from momify.train.fit import Place, fit
 from momify.train.hidden import HiddenGap, HiddenGoal, matching_depths, residuals, source_variances
 
@@ -199,9 +199,22 @@ def test_it_is_a_part_of_the_loss_and_falls(tmp_path, convert, teacher, data):
     pair = plan_of(**WAYS["removed, patched"]), convert, teacher
     rows = train(tmp_path / "run", pair, data, steps=40, distill=2.0, learning_rate=1e-2)
     for row in rows:
-        assert row["loss"] == pytest.approx(2.0 * row["distill"] + 0.5 * row["hidden"], rel=1e-4)
+        weight = 0.5 * (41 - row["step"]) / 40  # falls to 0
+        assert row["loss"] == pytest.approx(2.0 * row["distill"] + weight * row["hidden"], rel=1e-4)
     assert sum(row["hidden"] for row in rows[-5:]) < 0.8 * sum(row["hidden"] for row in rows[:5])
     assert not any("hidden" in row for row in train(tmp_path / "without", pair, data, hidden=0.0))
+
+
+def test_it_is_on_by_default_where_steps_stand_for_layers(tmp_path, convert, teacher, data):
+    pair = plan_of(**WAYS["removed, patched"]), convert, teacher
+    for row in train(tmp_path / "home", pair, data, hidden=None):
+        weight = HIDDEN * (7 - row["step"]) / 6
+        assert row["loss"] == pytest.approx(row["distill"] + weight * row["hidden"], rel=1e-4)
+    labels_alone = train(tmp_path / "labels", pair, data, hidden=None, distill=0.0, cross_entropy=1.0)
+    assert not any("hidden" in row for row in labels_alone)
+    place, settings = Place(tmp_path / "drawn", "test", Console(quiet=True)), TrainBlock(steps=1, batch_size=4)
+    fit(convert(plan_of(mha=2, ffn=3)), teacher, data, settings, place, None)
+    assert '"hidden"' not in (tmp_path / "drawn" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("way", ["removed, patched", "routed", "two picks"])
