@@ -35,6 +35,7 @@ BARE = {"refit_tokens": 0}
 LEARNED = {"importance": "layerdrop"}
 HELD = {**LEARNED, "patch_rank": 16, "refit_ridge": 1.0}
 FEW = {"mha": 3, "ffn": 12, "mha_steps": 6}
+COSINE_10 = {"importance": "cosine", "refit_ridge": 10.0}
 DEFAULT, DEFAULT_TRAIN = {"importance": "cosine", "refit_ridge": 30.0}, {"hidden": None}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,15 +51,17 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "cosine_ridge": ("lowest block influence, what stays refitted with a ridge of 1",
                      {"mom": {"importance": "cosine", "refit_ridge": 1.0}}),
     "cosine_ridge_10": ("the same, a ridge of 10",
-                        {"mom": {"importance": "cosine", "refit_ridge": 10.0}}),
+                        {"mom": COSINE_10}),
     "cosine_ridge_30": ("the same, a ridge of 30", {"mom": DEFAULT}),
     "default": ("the same, hidden states followed too: momify's default", {"mom": DEFAULT, "train": DEFAULT_TRAIN}),
     "cosine_hidden": ("lowest block influence, hidden states followed too",
                       {"mom": {**BARE, "importance": "cosine"}, "train": DEFAULT_TRAIN}),
     "cosine_ce": ("lowest block influence, next-token loss instead of distillation",
                   {"mom": {**BARE, "importance": "cosine"}, "train": {"distill": 0.0, "cross_entropy": 1.0}}),
-    "frozen": ("the default, embeddings and head as the source has them",
-               {"mom": DEFAULT, "train": {**DEFAULT_TRAIN, "freeze_embeddings": True}}),
+    "default_frozen": ("the default, embeddings and head as the source has them",
+                       {"mom": DEFAULT, "train": {**DEFAULT_TRAIN, "freeze_embeddings": True}}),
+    "frozen": ("as `cosine_ridge_10`, embeddings and head as the source has them",
+               {"mom": COSINE_10, "train": {"freeze_embeddings": True}}),
     "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
     "static": ("greedy by loss, left out", {"mom": BARE}),
     "momify": ("greedy by loss, what stays refitted: the nearest start", {}),
@@ -86,10 +89,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                    {"mom": {"mha_steps": 10, "ffn_steps": 11, "step_rank": 16, "merge": True, "patch_rank": 16}}),
     "more_steps_4": ("the same, changes and patches of rank 4",
                      {"mom": {"mha_steps": 10, "ffn_steps": 11, "step_rank": 4, "merge": True, "patch_rank": 4}}),
-    "reuse_cosine": ("the default's modules at all 12 + 12 steps",
-                     {"mom": {**DEFAULT, "mha_steps": 12, "ffn_steps": 12, "step_rank": 0}}),
-    "cosine_8_10": ("the default's modules at 8 and 10 steps, changes of rank 4",
-                    {"mom": {**DEFAULT, "mha_steps": 8, "ffn_steps": 10, "step_rank": 4}}),
+    "reuse_cosine": ("the modules of `cosine_ridge_10` at all 12 + 12 steps",
+                     {"mom": {**COSINE_10, "mha_steps": 12, "ffn_steps": 12, "step_rank": 0}}),
+    "cosine_8_10": ("the same at 8 and 10 steps, changes of rank 4",
+                    {"mom": {**COSINE_10, "mha_steps": 8, "ffn_steps": 10, "step_rank": 4}}),
     "cosine_7_10": ("lowest block influence, 7 and 10 modules: the parameters of `more_steps`",
                     {"mom": {**BARE, "importance": "cosine", "mha": 7, "ffn": 10}}),
     "paper_k1": ("the paper's way, K = 1", {"mom": {"init": "random"}, "train": {"balance": 0.01, "explore": 0.0}}),
@@ -114,8 +117,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         {"mom": {**FEW, "step_rank": 12, "merge": True}},
     ),
     "few_mha_delta_cosine": (
-        "the same, chosen by block influence, a ridge of 10: momify's default but for the rank",
-        {"mom": {**FEW, "step_rank": 12, "merge": True, **DEFAULT}},
+        "the same as `few_mha_delta_12`, chosen by block influence, a ridge of 10",
+        {"mom": {**FEW, "step_rank": 12, "merge": True, **COSINE_10}},
     ),
     "few_mha_delta_merged": (
         "the same, step changes of rank 16 around common modules",
