@@ -179,7 +179,7 @@ def _add_group(
         if theirs is not None:
             log_q = theirs[row, first - 1 : -1].float().log_softmax(-1)
             apart = F.kl_div(log_p, log_q, log_target=True, reduction="none").sum(-1)  # (n,)
-            sums.divergence += apart.double().sum().item()
+            sums.divergence += apart.clamp_min(0).double().sum().item()  # below 0 by rounding
             sums.same += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
 
 

@@ -109,6 +109,13 @@ def test_a_model_is_nowhere_apart_from_itself_and_the_rest_is_as_without_a_refer
     assert replace(found, divergence=None, agreement=None) == alone
 
 
+def test_a_broken_model_is_not_near_to_its_reference(make_gpt2: MakeGpt2) -> None:
+    model, reference = make_gpt2(), make_gpt2()
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(math.nan)
+    assert math.isnan(perplexity(model, torch.arange(20), Protocol(8, 8), reference=reference).divergence)
+
+
 def test_a_reference_in_training_mode_has_no_dropout_and_stays_in_it(make_gpt2: MakeGpt2) -> None:
     model, reference = make_gpt2(), make_gpt2(resid_pdrop=0.5).train()
     expected = perplexity(model, torch.arange(40), Protocol(16, 16), reference=reference).divergence
