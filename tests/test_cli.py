@@ -58,6 +58,9 @@ def test_run_goes_all_the_way(finished: Path) -> None:
     assert report["macs"]["mom"]["agree"]
     assert report["perplexity"]["mom_start"]["perplexity"] != report["perplexity"]["mom_trained"]["perplexity"]
     assert report["provenance"]["source_sha256"]
+    start, trained = (report["perplexity"][side]["divergence"] for side in ("mom_start", "mom_trained"))
+    assert 0 < trained != start > 0
+    assert report["training"]["curves"]["hidden_loss"]
 
 
 def test_removal_is_told_before_it_is_done(finished: Path) -> None:
