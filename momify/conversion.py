@@ -13,12 +13,14 @@ from momify.convert.homes import KINDS, HomePlan, Request, choose_homes, removal
 from momify.convert.importance import Importance, judged, measure_importance
 from momify.convert.kept_importance import importance_file, kept_importance
 from momify.convert.kept_losses import kept_losses
-from momify.convert.layerdrop import DropTraining, trained_with_drops
+from momify.convert.layerdrop import trained_with_drops
 from momify.convert.merge import shared_modules
 from momify.convert.network import Network
 from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit, unfitted
 from momify.convert.routers import FIT_TOKENS, RouterFit, fit_routers
+from momify.convert.short_training import ShortTraining
 from momify.convert.source import open_source
+from momify.convert.trial import CANDIDATES, best_of_trials, set_apart
 from momify.data.blocks import TokenData, load_tokens
 from momify.data.documents import Corpus
 from momify.data.tokenizer import load_tokenizer
@@ -100,15 +102,17 @@ def choose(network: Network, text: CalibrationText, source_sha256: str, screen: 
 
 def judge(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
     """What each half-layer is worth on calibration text, by the recipe's way to tell."""
-    ways = {"layerdrop": judge_by_copy, "fitted": judge_fitted}
+    ways = {"layerdrop": judge_by_copy, "fitted": judge_fitted, "trial": judge_by_trial}
     return ways.get(text.recipe.mom.importance, judge_as_it_is)(network, text, source_sha256, quotas)
 
 
-def judge_as_it_is(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
-    """By the source with half-layers left out, or by their scores."""
+def judge_as_it_is(
+    network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int], way: str | None = None
+) -> Importance:
+    """By the source with half-layers left out, or by their scores; in the recipe's way unless one is named."""
     tokens = text.blocks()
     with kept_losses(source_sha256, tokens) as known, text.screen.progress(MEASURING) as progress:
-        return measure_importance(network, tokens, quotas, text.recipe.mom.importance, progress, known)
+        return measure_importance(network, tokens, quotas, way or text.recipe.mom.importance, progress, known)
 
 
 def judge_fitted(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
@@ -126,7 +130,7 @@ def judge_fitted(network: Network, text: CalibrationText, source_sha256: str, qu
 def judge_by_copy(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
     """By a copy of the source that learned to do without half-layers."""
     tokens, lessons = text.blocks(JUDGED_TOKENS), text.tokens(text.recipe.mom.layerdrop_tokens)
-    training = drop_training(text.recipe)
+    training = short_training(text.recipe)
 
     def measure() -> Importance:
         copy = learned(network, lessons, quotas, training, text.screen)
@@ -137,13 +141,30 @@ def judge_by_copy(network: Network, text: CalibrationText, source_sha256: str, q
     return kept_importance(path, measure)
 
 
-def drop_training(recipe: Recipe) -> DropTraining:
-    """How a copy learns to do without half-layers: as the MoM will be trained."""
-    return DropTraining(recipe.train.learning_rate, recipe.train.precision == "bf16", recipe.run.seed)
+def judge_by_trial(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
+    """By what a short training leaves of several ways' choices."""
+    length = text.recipe.data.block_length
+    tokens = text.tokens(text.recipe.mom.trial_tokens + JUDGED_TOKENS)
+    lessons, judged = set_apart(tokens, -(-JUDGED_TOKENS // length))
+    training = short_training(text.recipe)
+
+    def measure() -> Importance:
+        candidates = [judge_as_it_is(network, text, source_sha256, quotas, way) for way in CANDIDATES]
+        with text.screen.progress("trying each choice in a short training") as progress:
+            return best_of_trials(network, candidates, lessons, judged, training, progress)
+
+    path = importance_file(source_sha256, (text.blocks(), lessons, judged), f"{quotas} {training} {CANDIDATES}")
+    return kept_importance(path, measure)
+
+
+def short_training(recipe: Recipe) -> ShortTraining:
+    """How a copy learns what half-layers are judged by: as the MoM will be trained."""
+    train = recipe.train
+    return ShortTraining(recipe.mom.importance, train.learning_rate, train.precision == "bf16", recipe.run.seed)
 
 
 def learned(
-    network: Network, lessons: torch.Tensor, quotas: tuple[int, int], training: DropTraining, screen: Screen
+    network: Network, lessons: torch.Tensor, quotas: tuple[int, int], training: ShortTraining, screen: Screen
 ) -> Network:
     """A copy of the source that has learned to do without half-layers, on lessons (S, T)."""
     with screen.progress("learning to do without half-layers") as progress:

@@ -45,7 +45,8 @@ Budget = Annotated[
 Importance = Annotated[
     str,
     typer.Option(
-        help="What goes: cosine (block influence), greedy by loss, fitted (after the fit; slow), layerdrop ..."
+        help="What goes: cosine (block influence), greedy by loss, trial (the best of these and others after a short "
+        "training), fitted, layerdrop ..."
     ),
 ]
 Calibration = Annotated[

@@ -203,19 +203,22 @@ class MomBlock(Block):
     K > 1, init random or added steps need it."""
     init: Literal["home", "random"] = "home"
     """home: start as the pruned source; random: the paper's start."""
-    importance: Literal["greedy", "fitted", "layerdrop", "leave_one_out", "cosine", "magnitude", "every_other"] = (
-        "cosine"
-    )
+    importance: Literal[
+        "greedy", "trial", "fitted", "layerdrop", "leave_one_out", "cosine", "magnitude", "every_other"
+    ] = "cosine"
     """How half-layers are chosen for removal: by cosine (the lowest block influence, ShortGPT's measure, which recovers
     best); by the loss without them, greedy (one after the other, beside what is gone) or leave_one_out; fitted: greedy,
     by the loss that patches and refitted modules leave, on other text (slow); layerdrop: greedy on a copy of the source
-    that has learned to do without half-layers; or by magnitude, every_other (DistilGPT2's way)."""
+    that has learned to do without half-layers; by magnitude, every_other (DistilGPT2's way); or trial: of what cosine,
+    every_other and greedy choose, what a short training brings nearest to the source's predictions."""
     layerdrop_tokens: Positive = 204_800
     """Tokens on which that copy is trained (importance: layerdrop), in steps of 1,024 or a block, at
     train.learning_rate."""
+    trial_tokens: Positive = 51_200
+    """Tokens on which each choice is tried (importance: trial), in the same steps."""
     calibration_blocks: Positive = 16
     """Blocks of training text on which importance is measured (layerdrop: at least 16,384 tokens; fitted: and 16 for
-    each inner value)."""
+    each inner value; trials are judged on 16,384 others)."""
     refit_tokens: Annotated[int, Field(ge=0)] = 131_072
     """Tokens on which kept modules are refitted, in closed form, to make up for removed ones (at most 52 M / width,
     which bounds memory); 0: not at all, and patches and step deltas start as nothing."""

@@ -61,6 +61,25 @@ def test_steps_that_share_a_module_differ_unless_told_otherwise(there: Path, mom
     assert "shared modules" not in bare.out
 
 
+def test_convert_tries_each_choice_and_tells(there: Path, momify: Momify, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt", "--importance", "trial")
+    done = momify(*words, "--name", "one")
+    assert done.code == 0, done.err
+    first = json.loads((there / "runs/one/model/momify.json").read_text())["importance"]
+    came = {trial["method"]: trial["divergence"] for trial in first["trials"]}
+    assert set(came) == {"cosine", "every_other", "greedy"}
+    assert came[first["method"]] == min(came.values())
+    assert f"chosen by {first['method']}" in done.out
+    assert all(f"{method} {nats:.4f}" in done.out for method, nats in came.items())
+    asked = momify(*words[:-1], first["method"], "--name", "asked")
+    assert asked.code == 0
+    plans = [json.loads((there / f"runs/{name}/model/momify.json").read_text())["plan"] for name in ("one", "asked")]
+    assert plans[0] == plans[1]
+    monkeypatch.setattr("momify.conversion.best_of_trials", lambda *_: pytest.fail("tried again"))
+    assert momify(*words, "--name", "two").code == 0
+    assert json.loads((there / "runs/two/model/momify.json").read_text())["importance"] == first
+
+
 def test_convert_chooses_by_a_copy_that_learns_to_do_without(
     there: Path, momify: Momify, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def removal_rows(plan: HomePlan, importance: Importance, source: GPT2Config, tar
         *(_reused(plan, kind) for kind in NOUNS if _reused(plan, kind)),
         *_stand_in_lines(source, target),
         *_depth_lines(plan),
+        *_trial_lines(importance),
         *_loss_lines(plan, importance),
         *(["--init random: routers are drawn at random, so the start loses far more"] if plan.init == "random" else []),
         "--mha and --ffn set the pool: weights; --mha-steps, --ffn-steps and --depth set what runs: compute; "
@@ -116,6 +117,17 @@ def _depth_lines(plan: HomePlan) -> list[str]:
     if added:
         lines.append(f"--depth {len(plan.step_layers)} adds steps {', '.join(added)}, which skip until routers learn")
     return lines
+
+
+def _trial_lines(importance: Importance) -> list[str]:
+    """How far each way's choice was from the source after its short training."""
+    if not importance.trials:
+        return []
+    came = ", ".join(f"{trial.method} {trial.divergence:.4f}" for trial in importance.trials)
+    return [
+        f"chosen by {importance.method}: nats from the source's predictions after a trial on "
+        f"{importance.trials[0].tokens:,} tokens each: {came}"
+    ]
 
 
 def _loss_lines(plan: HomePlan, importance: Importance) -> list[str]:

@@ -16,7 +16,7 @@ from momify.convert.scores import SCORES, half_layer_scores
 from momify.errors import MomifyError
 
 KINDS = ("mha", "ffn")
-METHODS = ("greedy", "layerdrop", "leave_one_out", *SCORES)  # and "fitted", of other losses (fitted_losses.py)
+METHODS = ("greedy", "layerdrop", "leave_one_out", *SCORES)  # and "fitted" (fitted_losses.py), "trial" (trial.py)
 _GREEDY = ("greedy", "layerdrop", "fitted")
 HalfLayer = tuple[str, int]  # ("mha" or "ffn", layer)
 Progress = Callable[[int, int], None]  # done, total
@@ -35,6 +35,15 @@ class Removal:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What was left of one way's choice after a short training (trial.py)."""
+
+    method: str
+    divergence: float  # KL(source || copy) in nats, a mean over tokens
+    tokens: int  # that the copy learned from
+
+
+@dataclass(frozen=True)
 class Importance:
     """What was measured: losses in nats per token, half-layers in the order of their removal."""
 
@@ -46,6 +55,12 @@ class Importance:
     ffn_increase: tuple[float, ...]  # (L,)
     removals: tuple[Removal, ...] = ()
     evaluations: int = 0  # passes over the calibration tokens, full or from an anchor on
+    trials: tuple[Trial, ...] = ()  # among which `method` came out best; none where it was asked for
+
+    @property
+    def left_out(self) -> frozenset[int]:
+        """The half-layers of all removals, numbered as they run: 2 l attention, 2 l + 1 feed-forward."""
+        return frozenset(2 * removal.layer + KINDS.index(removal.kind) for removal in self.removals)
 
     @property
     def measure(self) -> str:
@@ -77,7 +92,9 @@ class Importance:
     def from_dict(cls, data: Mapping[str, Any]) -> "Importance":
         """The inverse of `to_dict`, also after a round trip through JSON."""
         fixed = {name: tuple(data[name]) for name in ("mha_increase", "ffn_increase")}
-        return cls(**{**data, **fixed, "removals": tuple(Removal(**removal) for removal in data["removals"])})
+        removals = tuple(Removal(**removal) for removal in data["removals"])
+        trials = tuple(Trial(**trial) for trial in data.get("trials", ()))
+        return cls(**{**data, **fixed, "removals": removals, "trials": trials})
 
     @classmethod
     def unmeasured(cls, num_layers: int) -> "Importance":

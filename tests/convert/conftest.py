@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GPT2LMHeadModel
 
 from momify.convert.assemble import network_of as network_of_source
-from momify.convert.network import Network
+from momify.convert.network import HalfWeights, Network, half_weights
 from momify.model import MomConfig, MomForCausalLM
 
 Save = Callable[..., Path]
@@ -147,3 +147,22 @@ def text() -> Callable[..., torch.Tensor]:
         return torch.randint(1, 61, (rows, 32), generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+@pytest.fixture
+def easy_text() -> torch.Tensor:
+    """(768, 32) tokens with something to learn: each is its predecessor plus 1 or 2."""
+    generator = torch.Generator().manual_seed(3)
+    start, steps = torch.randint(0, 61, (768, 1), generator=generator), torch.randint(1, 3, (768, 31))
+    return torch.cat([start, start + steps.cumsum(1)], 1) % 61
+
+
+@pytest.fixture
+def kept_of() -> Callable[[Network, Iterable[int]], dict[int, HalfWeights]]:
+    """The half-layers of a network that run, all but those that are gone."""
+
+    def kept(network: Network, gone: Iterable[int]) -> dict[int, HalfWeights]:
+        halves = range(2 * network.layers.num_layers)
+        return {half: half_weights(network.layers, half) for half in halves if half not in set(gone)}
+
+    return kept

@@ -1,0 +1,77 @@
+"""A short training of each way's choice: what to keep is told by what comes back, on a copy of the source.
+
+Which way to choose is best differs by source, and neither the start nor any measure of a half-layer tells (docs/
+results.md). So the choice of each way is left out of a copy that learns for a short while, and the copy that then
+predicts most like the source, on text that no copy learned from, has the choice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from momify.convert.importance import Importance, Progress, Trial
+from momify.convert.network import Network, half_weights
+from momify.convert.short_training import STEP_TOKENS, ShortTraining, divergence, trained_copy
+from momify.errors import MomifyError
+
+CANDIDATES = ("cosine", "every_other", "greedy")
+"""Methods of `importance.measure_importance` whose choices are tried, the usual one first."""
+
+
+def best_of_trials(
+    network: Network,
+    candidates: Sequence[Importance],
+    lessons: Tensor,
+    judged: Tensor,
+    training: ShortTraining,
+    progress: Progress | None = None,
+) -> Importance:
+    """The candidate whose copy, after learning on `lessons` (S, T) int64, is nearest to the source on `judged` (S', T).
+
+    The distance is KL(source || copy) in nats, a mean over tokens; of equals the first is taken. All distances are in
+    its `trials`. Candidates that leave out the same half-layers share a copy. One copy at a time is held, as
+    `trained_copy` says. Raises MomifyError as that does, and where no distance is a number.
+    """
+    distances: dict[frozenset[int], float] = {}
+    choices = list(dict.fromkeys(candidate.left_out for candidate in candidates))
+    for number, gone in enumerate(choices):
+        told = None if progress is None else _part_of(progress, number, len(choices))
+        distances[gone] = _distance_left(network, gone, lessons, judged, training, told)
+    trials = tuple(Trial(one.method, distances[one.left_out], lessons.numel()) for one in candidates)
+    best = min(candidates, key=lambda one: distances[one.left_out])
+    return replace(best, trials=trials)
+
+
+def _distance_left(
+    network: Network,
+    gone: frozenset[int],
+    lessons: Tensor,
+    judged: Tensor,
+    training: ShortTraining,
+    progress: Progress | None,
+) -> float:
+    """KL(source || copy) on `judged` after a copy learned to do without the half-layers `gone`."""
+    kept = [half for half in range(2 * network.layers.num_layers) if half not in gone]
+    copy = trained_copy(network, lessons, lambda generator: kept, training, progress)
+    running = {half: half_weights(copy.layers, half) for half in kept}
+    with torch.no_grad():
+        batches = judged.split(max(1, STEP_TOKENS // judged.shape[1]))
+        distance = sum(float(divergence(network, running, batch)) * len(batch) for batch in batches) / len(judged)
+    if distance != distance:
+        raise MomifyError("importance trial: a copy's predictions are not numbers; use importance cosine")
+    return distance
+
+
+def _part_of(progress: Progress, number: int, count: int) -> Progress:
+    """Progress of the `number`-th of `count` equal parts."""
+    return lambda done, total: progress(number * total + done, count * total)
+
+
+def set_apart(tokens: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Rows (S - n, T) to learn from and n = `rows` others (n, T), evenly spaced, at most half of all: to judge by."""
+    rows = min(rows, len(tokens) // 2)
+    apart = torch.zeros(len(tokens), dtype=torch.bool)
+    apart[[index * len(tokens) // rows for index in range(rows)]] = True
+    return tokens[~apart], tokens[apart]

@@ -1,0 +1,128 @@
+"""convert/trial.py: the choice that comes back nearest to the source after a short training is taken."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from momify.convert.importance import KINDS, Importance, Removal
+from momify.convert.short_training import ShortTraining, trained_copy
+from momify.convert.trial import best_of_trials, set_apart
+from momify.errors import MomifyError
+
+TRAINING = ShortTraining("trial", learning_rate=3e-3)
+
+
+def choice(method, *halves):
+    """An importance that leaves these half-layers out."""
+    removals = tuple(Removal(KINDS[half % 2], half // 2, 0.0, None) for half in halves)
+    return Importance(method, 4, 9, 1.0, (0.0,) * 4, (0.0,) * 4, removals)
+
+
+def tried(network, text, *choices):
+    return best_of_trials(network, choices, text[:128], text[-32:], TRAINING)
+
+
+@pytest.fixture
+def idle(make_gpt2):
+    """A GPT-2 whose attention of layer 1 and feed-forward of layer 2 add nothing."""
+    model = make_gpt2()
+    for projection in (model.transformer.h[1].attn.c_proj, model.transformer.h[2].mlp.c_proj):
+        torch.nn.init.zeros_(projection.weight)
+        torch.nn.init.zeros_(projection.bias)
+    return model
+
+
+def test_what_costs_nothing_is_chosen_wherever_it_stands(idle, network_of, easy_text):
+    free, dear = choice("every_other", 2, 5), choice("cosine", 0, 7)
+    for order in ((free, dear), (dear, free)):
+        best = tried(network_of(idle), easy_text, *order)
+        assert (best.method, best.left_out, best.removals) == ("every_other", {2, 5}, free.removals)
+        assert [trial.method for trial in best.trials] == [one.method for one in order]
+        assert {trial.tokens for trial in best.trials} == {128 * 32}
+        assert min(trial.divergence for trial in best.trials) < 0.1 * max(trial.divergence for trial in best.trials)
+
+
+def test_what_training_brings_back_counts_not_the_start(make_gpt2, network_of, without, easy_text):
+    """A constant, which the first steps make up for, beats what is nearer at the start and harder to learn."""
+    model = make_gpt2()
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(20)  # predictions that tell tokens apart
+        model.transformer.h[3].mlp.c_proj.weight.zero_()
+        model.transformer.h[3].mlp.c_proj.bias.normal_(std=2.0)
+    lessons, judged = easy_text[:600], easy_text[-32:]
+    constant, other = gap(model, without(model, [("ffn", 3)]), judged), gap(model, without(model, [("mha", 0)]), judged)
+    assert constant > other
+    choices, training = (choice("cosine", 0), choice("greedy", 7)), ShortTraining("trial", 1e-2)
+    assert best_of_trials(network_of(model), choices, lessons, judged, training).method == "greedy"
+
+
+def test_a_distance_is_that_of_transformers_with_the_copys_weights(make_gpt2, network_of, without, easy_text):
+    model = make_gpt2()
+    best = tried(network_of(model), easy_text, choice("greedy", 1, 4))
+    copy = trained_copy(network_of(model), easy_text[:128], lambda _: [0, 2, 3, 5, 6, 7], TRAINING)
+    student = without(model, [("ffn", 0), ("mha", 2)])
+    with torch.no_grad():
+        for half in (0, 2, 3, 5, 6, 7):
+            block, layers = student.transformer.h[half // 2], copy.layers
+            norm, into, out, names = (
+                (block.ln_2, block.mlp.c_fc, block.mlp.c_proj, ("up", "down"))
+                if half % 2
+                else (block.ln_1, block.attn.c_attn, block.attn.c_proj, ("qkv", "out"))
+            )
+            norm.weight.fill_(1.0)
+            norm.bias.zero_()
+            for projection, name in zip((into, out), names, strict=True):
+                projection.weight.copy_(getattr(layers, f"{name}_weight")[half // 2])
+                projection.bias.copy_(getattr(layers, f"{name}_bias")[half // 2])
+    assert best.trials[0].divergence == pytest.approx(gap(model, student, easy_text[-32:]), rel=1e-3)
+
+
+@torch.no_grad()
+def gap(teacher, student, ids):
+    """KL(teacher || student) a token."""
+    said, taught = (one(input_ids=ids).logits.log_softmax(-1).flatten(0, 1) for one in (student, teacher))
+    return float(F.kl_div(said, taught, log_target=True, reduction="batchmean"))
+
+
+def test_equal_choices_share_a_copy_and_the_first_is_taken(make_gpt2, network_of, easy_text):
+    told = []
+    best = best_of_trials(
+        network_of(make_gpt2()),
+        (choice("cosine", 2, 1), choice("every_other", 1, 2), choice("greedy", 4, 3)),
+        easy_text[:64],
+        easy_text[-32:],
+        TRAINING,
+        lambda *at: told.append(at),
+    )
+    same, other = best.trials[:2], best.trials[2]
+    assert same[0].divergence == same[1].divergence != other.divergence
+    assert told == [(done, 4) for done in (1, 2, 3, 4)]  # two copies, two steps each
+    assert best.method in ("cosine", "greedy")
+
+
+def test_trials_survive_a_file(make_gpt2, network_of, easy_text):
+    best = tried(network_of(make_gpt2()), easy_text, choice("cosine", 2), choice("greedy", 4))
+    assert Importance.from_dict(best.to_dict()) == best
+    before = best.to_dict()
+    del before["trials"]  # as files had it
+    assert Importance.from_dict(before).trials == ()
+
+
+def test_no_number_is_no_distance(make_gpt2, network_of, easy_text):
+    """The copy learns from tokens that can be read and is judged on one that makes everything not a number."""
+    model = make_gpt2(tie_word_embeddings=False)
+    model.transformer.wte.weight.data[60] = float("nan")
+    lessons = torch.where(easy_text == 60, 0, easy_text)[:64]
+    with pytest.raises(MomifyError, match="not numbers; use importance cosine"):
+        best_of_trials(network_of(model), [choice("cosine", 2)], lessons, easy_text[-32:], TRAINING)
+
+
+@given(count=st.integers(2, 300), rows=st.integers(1, 300))
+def test_rows_set_apart_are_spread_and_no_lessons(count, rows):
+    lessons, judged = set_apart(torch.arange(count)[:, None], rows)
+    assert len(judged) == min(rows, count // 2)
+    assert sorted(torch.cat([lessons, judged]).flatten().tolist()) == list(range(count))
+    places = judged.flatten().diff()
+    assert len(judged) < 2 or int(places.max() - places.min()) <= 1
