@@ -55,8 +55,9 @@ class TrainBlock(Block):
     """Sequences per optimizer step and process."""
     micro_batch: Positive | None = None
     """Sequences per forward pass; null: the whole batch. Must divide batch_size; changes memory, not results."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: orthogonalised momentum for the matrices of the modules, AdamW for the rest."""
+    optimizer: Literal["adamw", "muon", "normuon"] = "adamw"
+    """muon: orthogonalised momentum for the matrices of the modules, AdamW for the rest; normuon: the same, evened out
+    over what each matrix puts out."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-3
     """Highest learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
@@ -113,8 +114,10 @@ class TrainBlock(Block):
             raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
         if not (self.distill or self.cross_entropy):
             raise ValueError("distill and cross_entropy are both 0: nothing would be learned")
-        if self.fsdp and self.optimizer == "muon":
-            raise ValueError("optimizer muon needs whole matrices, which fsdp shards; use optimizer adamw, or no fsdp")
+        if self.fsdp and self.optimizer != "adamw":
+            raise ValueError(
+                f"optimizer {self.optimizer} needs whole matrices, which fsdp shards; use optimizer adamw, or no fsdp"
+            )
         if self.fsdp and self.stand_ins_first:
             raise ValueError("fsdp saves optimizer state of all weights or none; use stand_ins_first 0, or no fsdp")
         return self

@@ -2,6 +2,8 @@
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest orthogonal
 matrix, found by five Newton-Schulz iterations. torch.optim.Muon takes single matrices; a pool is a stack of them.
+NorMuon (Li et al. 2025, arXiv 2510.05491, algorithm 1) then divides what each output unit gets by a running root mean
+square of it, so that all of them move alike, as AdamW has it for each weight.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,11 +18,16 @@ _RMS = 0.2  # root mean square of an AdamW update, so that learning rates and de
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW whose groups with `muon: True` are stacks of matrices (..., in, out) updated by orthogonalised momentum."""
+    """AdamW whose groups with `muon: True` are stacks of matrices (..., in, out) updated by orthogonalised momentum.
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95, **adamw: Any) -> None:
+    evened: NorMuon, whose running mean square forgets as AdamW's second moment does (`betas`).
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95, evened: bool = False, **adamw: Any
+    ) -> None:
         super().__init__([{"muon": False, **group} for group in groups], lr=lr, **adamw)
-        self.momentum = momentum
+        self.momentum, self.evened = momentum, evened
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -35,19 +42,34 @@ class Muon(torch.optim.AdamW):
             if group["muon"]:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
-                        self._update(parameter, group["lr"], group["weight_decay"])
+                        self._update(parameter, group)
         return loss
 
-    def _update(self, parameter: Tensor, lr: float, decay: float) -> None:
-        state = self.state[parameter]
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state, lr = self.state[parameter], group["lr"]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
             state["step"] = torch.zeros(())  # AdamW, on loading, looks for it in every state
         state["step"] += 1
         momentum = state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
         direction = orthogonalise(parameter.grad.lerp(momentum, self.momentum))  # Nesterov
+        if self.evened:
+            direction = _evened(direction, state, group["betas"][1], group["eps"])
         scale = _RMS * max(parameter.shape[-2:]) ** 0.5
-        parameter.mul_(1 - lr * decay).add_(direction, alpha=-lr * scale)
+        parameter.mul_(1 - lr * group["weight_decay"]).add_(direction, alpha=-lr * scale)
+
+
+def _evened(direction: Tensor, state: dict[str, Any], beta: float, epsilon: float) -> Tensor:
+    """Each output unit's column of `direction` (..., in, out) over the root of its running mean square, which is kept
+    in `state`; as large as an orthogonal matrix on the whole.
+    """
+    square = direction.square().mean(-2, keepdim=True)  # (..., 1, out)
+    if "square" not in state:
+        state["square"] = torch.zeros_like(square)
+    running = state["square"].lerp_(square, 1 - beta) / (1 - beta ** state["step"].item())
+    evened = direction / (running.sqrt() + epsilon)
+    wished = max(direction.shape[-2:]) ** -0.5
+    return evened * (wished / evened.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(epsilon))
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

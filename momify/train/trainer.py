@@ -66,14 +66,14 @@ class MomTrainer(SturdyTrainer):
         weights: LossWeights,
         held_out: HeldOut,
         teacher: PreTrainedModel | None = None,
-        muon: bool = False,
+        optimizer: str = "adamw",
         routing: RoutingAids | None = None,
         goal: HiddenGoal | None = None,
         steps_alone: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.weights, self.held_out, self.muon = weights, held_out, muon
+        self.weights, self.held_out, self.optimizer_name = weights, held_out, optimizer
         self.routing, self.goal, self.steps_alone = routing or RoutingAids(), goal, steps_alone
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
 
@@ -136,13 +136,15 @@ class MomTrainer(SturdyTrainer):
         super()._judge_step(model)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW, or Muon for the matrices of the blocks."""
-        if not self.muon or self.optimizer is not None:
+        """AdamW, or Muon or NorMuon for the matrices of the blocks."""
+        if self.optimizer_name == "adamw" or self.optimizer is not None:
             return super().create_optimizer(model)
         model = self.model if model is None else model
         groups = parameter_groups(model, self.get_decay_parameter_names(model), self.args.weight_decay)
-        betas = (self.args.adam_beta1, self.args.adam_beta2)
-        self.optimizer = Muon(groups, lr=self.args.learning_rate, betas=betas, eps=self.args.adam_epsilon)
+        betas, evened = (self.args.adam_beta1, self.args.adam_beta2), self.optimizer_name == "normuon"
+        self.optimizer = Muon(
+            groups, lr=self.args.learning_rate, evened=evened, betas=betas, eps=self.args.adam_epsilon
+        )
         return self.optimizer
 
     def _ask_teacher(self, inputs: dict[str, Tensor]) -> tuple[HeadLoss, HiddenGap | None]:

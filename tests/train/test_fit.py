@@ -222,10 +222,11 @@ def test_rows_after_a_step_and_cut_rows_are_dropped(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "normuon"])
 def test_muon_learns_and_resumes_to_the_same_bits(
-    tmp_path: Path, data: TokenData, teach: Teach, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: TokenData, teach: Teach, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    settings = block(optimizer="muon")
+    settings = block(optimizer=optimizer)
     whole = run(tmp_path / "whole", data, settings, mom, teach=teach)
     with monkeypatch.context() as patched:
         stop_at(patched, 4, signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,11 +42,42 @@ def test_one_matrix_moves_as_with_torchs_muon() -> None:
     assert torch.dist(ours, theirs) < 0.02 * torch.dist(ours, torch.randn(24, 36))
 
 
-def test_stack_equals_its_matrices_one_by_one() -> None:
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 20), st.integers(2, 20), st.integers(0, 10**6))
+def test_evened_moves_as_the_papers_algorithm(modules: int, rows: int, columns: int, seed: int) -> None:
+    """NorMuon's algorithm 1 in float64, matrix by matrix and unit by unit; the polar factor is Muon's own."""
+    torch.manual_seed(seed)
+    start, rate, decay, beta = torch.randn(modules, rows, columns), 0.01, 0.1, 0.9
+    stack = nn.Parameter(start.clone())
+    group = {"params": [stack], "weight_decay": decay, "muon": True}
+    optimizer = Muon([group], lr=rate, evened=True, betas=(0.9, beta))
+    expected, momentum = start.double(), torch.zeros(modules, rows, columns)
+    seconds = torch.zeros(modules, columns, dtype=torch.float64)
+    for step in (1, 2, 3):
+        grad = torch.randn(modules, rows, columns) * torch.rand(columns)  # units of different sizes
+        momentum = 0.95 * momentum + 0.05 * grad
+        stack.grad = grad
+        optimizer.step()
+        polar = orthogonalise(0.05 * grad + 0.95 * momentum).double()
+        for module in range(modules):
+            update = torch.empty(rows, columns, dtype=torch.float64)
+            for unit in range(columns):
+                column = polar[module, :, unit]
+                seconds[module, unit] = beta * seconds[module, unit] + (1 - beta) * column.pow(2).mean()
+                update[:, unit] = column / ((seconds[module, unit] / (1 - beta**step)).sqrt() + 1e-8)
+            size = 0.2 * rate * (rows * columns) ** 0.5 / update.norm()
+            expected[module] = (1 - rate * decay) * expected[module] - size * update
+    torch.testing.assert_close(stack.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("evened", [False, True])
+def test_stack_equals_its_matrices_one_by_one(evened: bool) -> None:
     torch.manual_seed(0)
     stack = nn.Parameter(torch.randn(3, 8, 12))
     singles = [nn.Parameter(part.clone()) for part in stack.detach()]
-    optimizers = [Muon([{"params": p, "weight_decay": 0.0, "muon": True}], lr=0.1) for p in ([stack], singles)]
+    optimizers = [
+        Muon([{"params": p, "weight_decay": 0.0, "muon": True}], lr=0.1, evened=evened) for p in ([stack], singles)
+    ]
     stack.grad = torch.randn(3, 8, 12)
     for parameter, grad in zip(singles, stack.grad, strict=True):
         parameter.grad = grad.clone()
@@ -69,12 +101,13 @@ def test_without_matrices_it_is_adamw() -> None:
     assert torch.equal(models[0].weight, models[1].weight)
 
 
-def test_state_survives_saving() -> None:
+@pytest.mark.parametrize("evened", [False, True])
+def test_state_survives_saving(evened: bool) -> None:
     def fresh() -> tuple[nn.Parameter, nn.Parameter, Muon]:
         torch.manual_seed(0)
         matrix, vector = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
         groups = [{"params": [matrix], "weight_decay": 0.1, "muon": True}, {"params": [vector], "weight_decay": 0.0}]
-        return matrix, vector, Muon(groups, lr=0.01)
+        return matrix, vector, Muon(groups, lr=0.01, evened=evened)
 
     def steps(parts: tuple[nn.Parameter, nn.Parameter, Muon], seeds: range) -> None:
         for seed in seeds:
