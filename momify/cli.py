@@ -99,7 +99,7 @@ def convert(
     refit: options.Refit = True,
     refit_ridge: options.RefitRidge = 30.0,
     budget: options.Budget = None,
-    importance: options.Importance = "cosine",
+    importance: options.Importance = None,
     calibration: options.Calibration = None,
     revision: options.Revision = None,
     name: options.Name = None,

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from momify.convert.assemble import RouterSettings, assemble, mom_config, network_of
 from momify.convert.describe import COST_HEAD, Removals, removal_rows
 from momify.convert.fitted_losses import PARTS, FittedLosses
-from momify.convert.homes import KINDS, HomePlan, Request, choose_homes, removal_quotas, with_step_rank
+from momify.convert.homes import KINDS, HomePlan, Request, choose_homes, default_steps, removal_quotas, with_step_rank
 from momify.convert.importance import Importance, judged, measure_importance
 from momify.convert.kept_importance import importance_file, kept_importance
 from momify.convert.kept_losses import kept_losses
@@ -20,7 +20,7 @@ from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit
 from momify.convert.routers import FIT_TOKENS, RouterFit, fit_routers
 from momify.convert.short_training import ShortTraining
 from momify.convert.source import open_source
-from momify.convert.trial import CANDIDATES, best_of_trials, set_apart
+from momify.convert.trial import CANDIDATES, TRIED_WEIGHTS, best_of_trials, set_apart
 from momify.data.blocks import TokenData, load_tokens
 from momify.data.documents import Corpus
 from momify.data.tokenizer import load_tokenizer
@@ -96,23 +96,35 @@ def choose(network: Network, text: CalibrationText, source_sha256: str, screen: 
     mom, layers = text.recipe.mom, network.layers.num_layers
     request = with_step_rank(request_of(mom), network.frame.wte.shape[1])
     quotas = removal_quotas(request, layers)
-    importance = judge(network, text, source_sha256, quotas) if any(quotas) else Importance.unmeasured(layers)
+    if not any(quotas):
+        importance = Importance.unmeasured(layers)
+    else:
+        importance = judge(network, text, source_sha256, quotas, mom.importance or usual_way(network, text, request))
     return importance, choose_homes(importance, request)
 
 
-def judge(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
-    """What each half-layer is worth on calibration text, by the recipe's way to tell."""
+def usual_way(network: Network, text: CalibrationText, request: Request) -> str:
+    """trial where it tells of what will be trained and memory is for it, else cosine, with the reason said."""
+    layers, weights = network.layers.num_layers, network.layers.num_weights
+    if weights > TRIED_WEIGHTS:
+        text.screen.say(
+            f"the source's modules hold {weights / 1e6:,.0f} M weights: what goes is chosen by block influence; "
+            f"--importance trial tries choices in a short training first, in {20 * weights / 2**30:.0f} GiB of memory"
+        )
+        return "cosine"
+    shared = any(default_steps(request, kind, layers) > request.modules(kind) for kind in KINDS)
+    blocks = len(text.tokens(2 * text.recipe.data.block_length))
+    return "cosine" if shared or request.init == "random" or blocks < 2 else "trial"
+
+
+def judge(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int], way: str) -> Importance:
+    """What each half-layer is worth on calibration text, by one of the ways of `mom.importance`."""
     ways = {"layerdrop": judge_by_copy, "fitted": judge_fitted, "trial": judge_by_trial}
-    return ways.get(text.recipe.mom.importance, judge_as_it_is)(network, text, source_sha256, quotas)
-
-
-def judge_as_it_is(
-    network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int], way: str | None = None
-) -> Importance:
-    """By the source with half-layers left out, or by their scores; in the recipe's way unless one is named."""
+    if way in ways:
+        return ways[way](network, text, source_sha256, quotas)
     tokens = text.blocks()
     with kept_losses(source_sha256, tokens) as known, text.screen.progress(MEASURING) as progress:
-        return measure_importance(network, tokens, quotas, way or text.recipe.mom.importance, progress, known)
+        return measure_importance(network, tokens, quotas, way, progress, known)
 
 
 def judge_fitted(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
@@ -130,7 +142,7 @@ def judge_fitted(network: Network, text: CalibrationText, source_sha256: str, qu
 def judge_by_copy(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
     """By a copy of the source that learned to do without half-layers."""
     tokens, lessons = text.blocks(JUDGED_TOKENS), text.tokens(text.recipe.mom.layerdrop_tokens)
-    training = short_training(text.recipe)
+    training = short_training(text.recipe, "layerdrop")
 
     def measure() -> Importance:
         copy = learned(network, lessons, quotas, training, text.screen)
@@ -146,10 +158,10 @@ def judge_by_trial(network: Network, text: CalibrationText, source_sha256: str, 
     length = text.recipe.data.block_length
     tokens = text.tokens(text.recipe.mom.trial_tokens + JUDGED_TOKENS)
     lessons, judged = set_apart(tokens, -(-JUDGED_TOKENS // length))
-    training = short_training(text.recipe)
+    training = short_training(text.recipe, "trial")
 
     def measure() -> Importance:
-        candidates = [judge_as_it_is(network, text, source_sha256, quotas, way) for way in CANDIDATES]
+        candidates = [judge(network, text, source_sha256, quotas, way) for way in CANDIDATES]
         with text.screen.progress("trying each choice in a short training") as progress:
             return best_of_trials(network, candidates, lessons, judged, training, progress)
 
@@ -157,10 +169,10 @@ def judge_by_trial(network: Network, text: CalibrationText, source_sha256: str, 
     return kept_importance(path, measure)
 
 
-def short_training(recipe: Recipe) -> ShortTraining:
+def short_training(recipe: Recipe, way: str) -> ShortTraining:
     """How a copy learns what half-layers are judged by: as the MoM will be trained."""
     train = recipe.train
-    return ShortTraining(recipe.mom.importance, train.learning_rate, train.precision == "bf16", recipe.run.seed)
+    return ShortTraining(way, train.learning_rate, train.precision == "bf16", recipe.run.seed)
 
 
 def learned(

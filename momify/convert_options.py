@@ -43,10 +43,10 @@ Budget = Annotated[
     typer.Option(help="Routers that spend this share of the MACs, token by token, on modules or patches; none."),
 ]
 Importance = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="What goes: cosine (block influence), greedy by loss, trial (the best of these and others after a short "
-        "training), fitted, layerdrop ..."
+        help="What goes: trial (the best of three ways' choices after a short training; the default up to "
+        "gpt2-medium), cosine (block influence, no training), greedy by loss, fitted, layerdrop ..."
     ),
 ]
 Calibration = Annotated[

@@ -207,13 +207,14 @@ class MomBlock(Block):
     init: Literal["home", "random"] = "home"
     """home: start as the pruned source; random: the paper's start."""
     importance: Literal[
-        "greedy", "trial", "fitted", "layerdrop", "leave_one_out", "cosine", "magnitude", "every_other"
-    ] = "cosine"
-    """How half-layers are chosen for removal: by cosine (the lowest block influence, ShortGPT's measure, which recovers
-    best); by the loss without them, greedy (one after the other, beside what is gone) or leave_one_out; fitted: greedy,
-    by the loss that patches and refitted modules leave, on other text (slow); layerdrop: greedy on a copy of the source
-    that has learned to do without half-layers; by magnitude, every_other (DistilGPT2's way); or trial: of what cosine,
-    every_other and greedy choose, what a short training brings nearest to the source's predictions."""
+        "trial", "cosine", "greedy", "fitted", "layerdrop", "leave_one_out", "magnitude", "every_other"
+    ] | None = None  # fmt: skip
+    """How half-layers are chosen for removal. trial: of what cosine, every_other and greedy choose, what a short
+    training brings nearest to the source's predictions; cosine: the lowest block influence, ShortGPT's measure; by the
+    loss without them, greedy (one after the other, beside what is gone) or leave_one_out; fitted: greedy, by the loss
+    that patches and refitted modules leave, on other text (slow); layerdrop: greedy on a copy of the source that has
+    learned to do without half-layers; by magnitude; every_other: DistilGPT2's way. null: trial where each step has a
+    module of its own and the source's modules hold at most 400 M weights (gpt2-medium), else cosine."""
     layerdrop_tokens: Positive = 204_800
     """Tokens on which that copy is trained (importance: layerdrop), in steps of 1,024 or a block, at
     train.learning_rate."""

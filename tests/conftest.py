@@ -28,6 +28,12 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_trials_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block influence is the default, as for a large source: trials take seconds, and have tests of their own."""
+    monkeypatch.setattr("momify.conversion.TRIED_WEIGHTS", 0)
+
+
 def tiny_gpt2(**changes: object) -> GPT2LMHeadModel:
     """A random GPT-2 (4 layers, width 32, 61 tokens) with parameters large enough to tell layers apart."""
     settings: dict = {

@@ -62,8 +62,8 @@ def test_steps_that_share_a_module_differ_unless_told_otherwise(there: Path, mom
 
 
 def test_convert_tries_each_choice_and_tells(there: Path, momify: Momify, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt", "--importance", "trial")
-    done = momify(*words, "--name", "one")
+    words = ("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt")
+    done = momify(*words, "--importance", "trial", "--name", "one")
     assert done.code == 0, done.err
     first = json.loads((there / "runs/one/model/momify.json").read_text())["importance"]
     came = {trial["method"]: trial["divergence"] for trial in first["trials"]}
@@ -71,13 +71,33 @@ def test_convert_tries_each_choice_and_tells(there: Path, momify: Momify, monkey
     assert came[first["method"]] == min(came.values())
     assert f"chosen by {first['method']}" in done.out
     assert all(f"{method} {nats:.4f}" in done.out for method, nats in came.items())
-    asked = momify(*words[:-1], first["method"], "--name", "asked")
+    asked = momify(*words, "--importance", first["method"], "--name", "asked")
     assert asked.code == 0
     plans = [json.loads((there / f"runs/{name}/model/momify.json").read_text())["plan"] for name in ("one", "asked")]
     assert plans[0] == plans[1]
     monkeypatch.setattr("momify.conversion.best_of_trials", lambda *_: pytest.fail("tried again"))
-    assert momify(*words, "--name", "two").code == 0
+    monkeypatch.setattr("momify.conversion.TRIED_WEIGHTS", 400_000_000)
+    assert momify(*words, "--name", "two").code == 0, "the default for a small source, from the cache"
     assert json.loads((there / "runs/two/model/momify.json").read_text())["importance"] == first
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--mha-steps", 3), ("--init", "random"), ("--depth", 5)], ids=["shared", "random", "added"]
+)
+def test_convert_tries_nothing_where_it_would_tell_nothing(
+    there: Path, momify: Momify, monkeypatch: pytest.MonkeyPatch, option: str, value: object
+) -> None:
+    monkeypatch.setattr("momify.conversion.TRIED_WEIGHTS", 400_000_000)
+    monkeypatch.setattr("momify.conversion.best_of_trials", lambda *_: pytest.fail("tried"))
+    words = ("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt", option, value)
+    assert momify(*words).code == 0
+    assert json.loads((there / "runs/src-2x3/model/momify.json").read_text())["importance"]["method"] == "cosine"
+
+
+def test_convert_says_why_a_large_source_is_not_tried(there: Path, momify: Momify) -> None:
+    told = momify("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt")
+    assert told.code == 0
+    assert "what goes is chosen by block influence; --importance trial tries choices" in told.out
 
 
 def test_convert_chooses_by_a_copy_that_learns_to_do_without(

@@ -1,7 +1,7 @@
 """GPT-2 tensors -> stacked layers with LayerNorms and attention scales in the matrices (design section 2)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -33,6 +33,11 @@ class Layers:
     @property
     def num_layers(self) -> int:
         return self.qkv_weight.shape[0]
+
+    @property
+    def num_weights(self) -> int:
+        """Weights and biases of all modules."""
+        return sum(getattr(self, part.name).numel() for part in fields(self))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from momify.errors import MomifyError
 
 CANDIDATES = ("cosine", "every_other", "greedy")
 """Methods of `importance.measure_importance` whose choices are tried, the usual one first."""
+TRIED_WEIGHTS = 400_000_000
+"""Weights of a source's modules up to which trials are the default: with five times as many in float32, 8 GB."""
 
 
 def best_of_trials(
@@ -70,7 +72,12 @@ def _part_of(progress: Progress, number: int, count: int) -> Progress:
 
 
 def set_apart(tokens: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Rows (S - n, T) to learn from and n = `rows` others (n, T), evenly spaced, at most half of all: to judge by."""
+    """Rows (S - n, T) to learn from and n = `rows` others (n, T), evenly spaced, at most half of all: to judge by.
+
+    Raises MomifyError for fewer than two rows.
+    """
+    if len(tokens) < 2:
+        raise MomifyError(f"importance trial needs text of 2 blocks or more, this has {len(tokens)}; use cosine")
     rows = min(rows, len(tokens) // 2)
     apart = torch.zeros(len(tokens), dtype=torch.bool)
     apart[[index * len(tokens) // rows for index in range(rows)]] = True

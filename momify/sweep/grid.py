@@ -64,9 +64,13 @@ def cells_of(grid: Grid, layers: int) -> list[Cell]:
 
 
 def cell_recipe(base: Recipe, cell: Cell, folder: Path, steps: int) -> Recipe:
-    """`base` with the cell's pool and seed, in a run folder of its own; each kept module has one step."""
+    """`base` with the cell's pool and seed, in a run folder of its own; each kept module has one step.
+
+    What goes is chosen by the same measure in all cells, block influence unless `base` names one.
+    """
     values = base.model_dump()
     values["run"] = {"name": cell.name, "seed": cell.seed, "dir": str(folder / cell.name)}
-    values["mom"] |= {"mha": cell.mha, "ffn": cell.ffn, "depth": None, "mha_steps": None, "ffn_steps": None}
+    values["mom"] |= {"mha": cell.mha, "ffn": cell.ffn, "depth": None, "mha_steps": None, "ffn_steps": None,
+                      "importance": base.mom.importance or "cosine"}  # fmt: skip
     values["train"]["steps"] = steps
     return make_recipe(values, f"cell {cell.name}")

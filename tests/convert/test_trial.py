@@ -119,6 +119,11 @@ def test_no_number_is_no_distance(make_gpt2, network_of, easy_text):
         best_of_trials(network_of(model), [choice("cosine", 2)], lessons, easy_text[-32:], TRAINING)
 
 
+def test_one_row_cannot_be_set_apart():
+    with pytest.raises(MomifyError, match="2 blocks or more, this has 1; use cosine"):
+        set_apart(torch.zeros(1, 8, dtype=torch.int64), 1)
+
+
 @given(count=st.integers(2, 300), rows=st.integers(1, 300))
 def test_rows_set_apart_are_spread_and_no_lessons(count, rows):
     lessons, judged = set_apart(torch.arange(count)[:, None], rows)

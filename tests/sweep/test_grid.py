@@ -43,5 +43,8 @@ def test_recipe_of_a_cell_changes_pool_seed_folder_and_steps_alone() -> None:
     assert recipe.folder == Path("runs/s/6x12-seed7")
     assert (recipe.mom.mha, recipe.mom.ffn, recipe.run.seed, recipe.train.steps) == (6, 12, 7, 40)
     assert (recipe.mom.depth, recipe.mom.mha_steps, recipe.mom.ffn_steps) == (None, None, None)
-    same = {"mom": {"mha", "ffn", "depth", "mha_steps", "ffn_steps"}, "train": {"steps"}, "run": True}
+    assert recipe.mom.importance == "cosine", "the same measure in all cells"
+    named = parse_recipe(BASE.replace("mha: 8", "importance: greedy, mha: 8"), "x")
+    assert cell_recipe(named, cells_of(Grid((6,), (12,)), 12)[1], Path("runs/s"), 40).mom.importance == "greedy"
+    same = {"mom": {"mha", "ffn", "depth", "mha_steps", "ffn_steps", "importance"}, "train": {"steps"}, "run": True}
     assert recipe.model_dump(exclude=same) == base.model_dump(exclude=same)
