@@ -36,7 +36,8 @@ LEARNED = {"importance": "layerdrop"}
 HELD = {**LEARNED, "patch_rank": 16, "refit_ridge": 1.0}
 FEW = {"mha": 3, "ffn": 12, "mha_steps": 6}
 COSINE_10 = {"importance": "cosine", "refit_ridge": 10.0}
-DEFAULT, DEFAULT_TRAIN = {"importance": "cosine", "refit_ridge": 30.0}, {"hidden": None}
+COSINE_30, FOLLOWED = {"importance": "cosine", "refit_ridge": 30.0}, {"hidden": None}
+NORMUON = {"optimizer": "normuon"}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "control": ("the source, trained on", {"mom": {"mha": 12, "ffn": 12},
@@ -52,16 +53,23 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                      {"mom": {"importance": "cosine", "refit_ridge": 1.0}}),
     "cosine_ridge_10": ("the same, a ridge of 10",
                         {"mom": COSINE_10}),
-    "cosine_ridge_30": ("the same, a ridge of 30", {"mom": DEFAULT}),
+    "cosine_ridge_30": ("the same, a ridge of 30", {"mom": COSINE_30}),
     "cosine_ridge_100": ("the same, a ridge of 100", {"mom": {"importance": "cosine", "refit_ridge": 100.0}}),
-    "default": ("the same, hidden states followed too: momify's default", {"mom": DEFAULT, "train": DEFAULT_TRAIN}),
+    "cosine_30_hidden": ("as `cosine_ridge_30`, hidden states followed too", {"mom": COSINE_30, "train": FOLLOWED}),
+    "cosine_30_normuon": ("the same, NorMuon for the matrices", {"mom": COSINE_30, "train": {**FOLLOWED, **NORMUON}}),
+    "cosine_30_adamw": ("the same, AdamW for all weights",
+                        {"mom": COSINE_30, "train": {**FOLLOWED, "optimizer": "adamw"}}),
+    "default": ("what a trial chooses, ridge 30, hidden states followed, NorMuon: momify's default",
+                {"mom": {"importance": "trial", "refit_ridge": 30.0}, "train": {**FOLLOWED, **NORMUON}}),
+    "cosine_normuon": ("lowest block influence, NorMuon for the matrices",
+                       {"mom": {**BARE, "importance": "cosine"}, "train": NORMUON}),
     "cosine_hidden": ("lowest block influence, hidden states followed too",
-                      {"mom": {**BARE, "importance": "cosine"}, "train": DEFAULT_TRAIN}),
-    "greedy_hidden": ("greedy by loss, refitted, hidden states followed too", {"train": DEFAULT_TRAIN}),
+                      {"mom": {**BARE, "importance": "cosine"}, "train": FOLLOWED}),
+    "greedy_hidden": ("greedy by loss, refitted, hidden states followed too", {"train": FOLLOWED}),
     "every_other_hidden": ("every other layer's, hidden states followed too",
-                           {"mom": {**BARE, "importance": "every_other"}, "train": DEFAULT_TRAIN}),
-    "default_frozen": ("the default, embeddings and head as the source has them",
-                       {"mom": DEFAULT, "train": {**DEFAULT_TRAIN, "freeze_embeddings": True}}),
+                           {"mom": {**BARE, "importance": "every_other"}, "train": FOLLOWED}),
+    "cosine_30_frozen": ("as `cosine_30_hidden`, embeddings and head as the source has them",
+                         {"mom": COSINE_30, "train": {**FOLLOWED, "freeze_embeddings": True}}),
     "frozen": ("as `cosine_ridge_10`, embeddings and head as the source has them",
                {"mom": COSINE_10, "train": {"freeze_embeddings": True}}),
     "magnitude": ("smallest weights", {"mom": {**BARE, "importance": "magnitude"}}),
