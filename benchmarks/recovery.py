@@ -59,7 +59,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "cosine_30_normuon": ("the same, NorMuon for the matrices", {"mom": COSINE_30, "train": {**FOLLOWED, **NORMUON}}),
     "cosine_30_adamw": ("the same, AdamW for all weights",
                         {"mom": COSINE_30, "train": {**FOLLOWED, "optimizer": "adamw"}}),
-    "default": ("what a trial chooses, ridge 30, hidden states followed, NorMuon: momify's default",
+    "trial": ("the same, what goes chosen by trial: the default conversion, with NorMuon",
                 {"mom": {"importance": "trial", "refit_ridge": 30.0}, "train": {**FOLLOWED, **NORMUON}}),
     "cosine_normuon": ("lowest block influence, NorMuon for the matrices",
                        {"mom": {**BARE, "importance": "cosine"}, "train": NORMUON}),

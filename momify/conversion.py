@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from momify.convert.assemble import RouterSettings, assemble, mom_config, network_of
 from momify.convert.describe import COST_HEAD, Removals, removal_rows
 from momify.convert.fitted_losses import PARTS, FittedLosses
-from momify.convert.homes import KINDS, HomePlan, Request, choose_homes, default_steps, removal_quotas, with_step_rank
+from momify.convert.homes import KINDS, HomePlan, Request, choose_homes, removal_quotas, with_step_rank
 from momify.convert.importance import Importance, judged, measure_importance
 from momify.convert.kept_importance import importance_file, kept_importance
 from momify.convert.kept_losses import kept_losses
@@ -20,7 +20,7 @@ from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit
 from momify.convert.routers import FIT_TOKENS, RouterFit, fit_routers
 from momify.convert.short_training import ShortTraining
 from momify.convert.source import open_source
-from momify.convert.trial import CANDIDATES, TRIED_WEIGHTS, best_of_trials, set_apart
+from momify.convert.trial import CANDIDATES, TRIED_WEIGHTS, best_of_trials, set_apart, tells
 from momify.data.blocks import TokenData, load_tokens
 from momify.data.documents import Corpus
 from momify.data.tokenizer import load_tokenizer
@@ -96,6 +96,8 @@ def choose(network: Network, text: CalibrationText, source_sha256: str, screen: 
     mom, layers = text.recipe.mom, network.layers.num_layers
     request = with_step_rank(request_of(mom), network.frame.wte.shape[1])
     quotas = removal_quotas(request, layers)
+    if mom.importance == "trial" and not tells(request, layers):
+        screen.say("warning: trials train each module at its one step, which is not what is converted here")
     if not any(quotas):
         importance = Importance.unmeasured(layers)
     else:
@@ -104,17 +106,21 @@ def choose(network: Network, text: CalibrationText, source_sha256: str, screen: 
 
 
 def usual_way(network: Network, text: CalibrationText, request: Request) -> str:
-    """trial where it tells of what will be trained and memory is for it, else cosine, with the reason said."""
-    layers, weights = network.layers.num_layers, network.layers.num_weights
+    """trial where it tries what is converted, there is text for it and the source is not too large; else cosine."""
+    weights = network.layers.num_weights
+    if not tells(request, network.layers.num_layers) or len(text.tokens(2 * text.recipe.data.block_length)) < 2:
+        return "cosine"
     if weights > TRIED_WEIGHTS:
         text.screen.say(
             f"the source's modules hold {weights / 1e6:,.0f} M weights: what goes is chosen by block influence; "
             f"--importance trial tries choices in a short training first, in {20 * weights / 2**30:.0f} GiB of memory"
         )
         return "cosine"
-    shared = any(default_steps(request, kind, layers) > request.modules(kind) for kind in KINDS)
-    blocks = len(text.tokens(2 * text.recipe.data.block_length))
-    return "cosine" if shared or request.init == "random" or blocks < 2 else "trial"
+    text.screen.say(
+        f"what goes is tried: the choices of {', '.join(CANDIDATES)}, each in a training on "
+        f"{text.recipe.mom.trial_tokens:,} tokens (--importance cosine does without)"
+    )
+    return "trial"
 
 
 def judge(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int], way: str) -> Importance:
@@ -157,7 +163,7 @@ def judge_by_trial(network: Network, text: CalibrationText, source_sha256: str, 
     """By what a short training leaves of several ways' choices."""
     length = text.recipe.data.block_length
     tokens = text.tokens(text.recipe.mom.trial_tokens + JUDGED_TOKENS)
-    lessons, judged = set_apart(tokens, -(-JUDGED_TOKENS // length))
+    lessons, judged = set_apart(tokens, -(-JUDGED_TOKENS // length), text.blocks())
     training = short_training(text.recipe, "trial")
 
     def measure() -> Importance:
@@ -170,7 +176,7 @@ def judge_by_trial(network: Network, text: CalibrationText, source_sha256: str, 
 
 
 def short_training(recipe: Recipe, way: str) -> ShortTraining:
-    """How a copy learns what half-layers are judged by: as the MoM will be trained."""
+    """How a copy learns what half-layers are judged by: at the learning rate and precision of the training to come."""
     train = recipe.train
     return ShortTraining(way, train.learning_rate, train.precision == "bf16", recipe.run.seed)
 

@@ -46,7 +46,7 @@ Importance = Annotated[
     str | None,
     typer.Option(
         help="What goes: trial (the best of three ways' choices after a short training; the default up to "
-        "gpt2-medium), cosine (block influence, no training), greedy by loss, fitted, layerdrop ..."
+        "gpt2's size), cosine (block influence, no training), greedy by loss, fitted, layerdrop ..."
     ),
 ]
 Calibration = Annotated[

@@ -213,8 +213,9 @@ class MomBlock(Block):
     training brings nearest to the source's predictions; cosine: the lowest block influence, ShortGPT's measure; by the
     loss without them, greedy (one after the other, beside what is gone) or leave_one_out; fitted: greedy, by the loss
     that patches and refitted modules leave, on other text (slow); layerdrop: greedy on a copy of the source that has
-    learned to do without half-layers; by magnitude; every_other: DistilGPT2's way. null: trial where each step has a
-    module of its own and the source's modules hold at most 400 M weights (gpt2-medium), else cosine."""
+    learned to do without half-layers; by magnitude; every_other: DistilGPT2's way. null: trial where each
+    module has its one step, as it is without other keys, and the source's modules hold at most 100 M weights (gpt2:
+    85 M), else cosine."""
     layerdrop_tokens: Positive = 204_800
     """Tokens on which that copy is trained (importance: layerdrop), in steps of 1,024 or a block, at
     train.learning_rate."""
@@ -222,7 +223,7 @@ class MomBlock(Block):
     """Tokens on which each choice is tried (importance: trial), in the same steps."""
     calibration_blocks: Positive = 16
     """Blocks of training text on which importance is measured (layerdrop: at least 16,384 tokens; fitted: and 16 for
-    each inner value; trials are judged on 16,384 others)."""
+    each inner value; trials are judged on up to 16,384 others)."""
     refit_tokens: Annotated[int, Field(ge=0)] = 131_072
     """Tokens on which kept modules are refitted, in closed form, to make up for removed ones (at most 52 M / width,
     which bounds memory); 0: not at all, and patches and step deltas start as nothing."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from momify.conversion import judge
 from momify.convert.assemble import network_of
 from momify.convert.source import open_source
 from momify.models import load_mom
@@ -76,22 +77,29 @@ def test_convert_tries_each_choice_and_tells(there: Path, momify: Momify, monkey
     plans = [json.loads((there / f"runs/{name}/model/momify.json").read_text())["plan"] for name in ("one", "asked")]
     assert plans[0] == plans[1]
     monkeypatch.setattr("momify.conversion.best_of_trials", lambda *_: pytest.fail("tried again"))
-    monkeypatch.setattr("momify.conversion.TRIED_WEIGHTS", 400_000_000)
-    assert momify(*words, "--name", "two").code == 0, "the default for a small source, from the cache"
+    monkeypatch.setattr("momify.conversion.TRIED_WEIGHTS", 10**8)
+    usual = momify(*words, "--name", "two")
+    assert usual.code == 0, "the default for a small source, from the cache"
+    assert "what goes is tried: the choices of cosine, every_other, greedy, each in a training on 51,200" in usual.out
     assert json.loads((there / "runs/two/model/momify.json").read_text())["importance"] == first
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--mha-steps", 3), ("--init", "random"), ("--depth", 5)], ids=["shared", "random", "added"]
+    ("option", "value"), [("--mha-steps", 3), ("--init", "random"), ("--depth", 5), ("--depth", 3)]
 )
 def test_convert_tries_nothing_where_it_would_tell_nothing(
     there: Path, momify: Momify, monkeypatch: pytest.MonkeyPatch, option: str, value: object
 ) -> None:
-    monkeypatch.setattr("momify.conversion.TRIED_WEIGHTS", 400_000_000)
+    monkeypatch.setattr("momify.conversion.TRIED_WEIGHTS", 10**8)
     monkeypatch.setattr("momify.conversion.best_of_trials", lambda *_: pytest.fail("tried"))
     words = ("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt", option, value)
     assert momify(*words).code == 0
     assert json.loads((there / "runs/src-2x3/model/momify.json").read_text())["importance"]["method"] == "cosine"
+    with monkeypatch.context() as asked:
+        asked.setattr("momify.conversion.judge_by_trial", lambda network, text, source, quotas: judge(
+            network, text, source, quotas, "cosine"))  # fmt: skip
+        told = momify(*words, "--importance", "trial", "--name", "asked")
+    assert "warning: trials train each module at its one step" in told.out
 
 
 def test_convert_says_why_a_large_source_is_not_tried(there: Path, momify: Momify) -> None:

@@ -123,11 +123,15 @@ def _trial_lines(importance: Importance) -> list[str]:
     """How far each way's choice was from the source after its short training."""
     if not importance.trials:
         return []
-    came = ", ".join(f"{trial.method} {trial.divergence:.4f}" for trial in importance.trials)
+    came = ", ".join(f"{trial.method} {_nats(trial.divergence)}" for trial in importance.trials)
     return [
         f"chosen by {importance.method}: nats from the source's predictions after a trial on "
         f"{importance.trials[0].tokens:,} tokens each: {came}"
     ]
+
+
+def _nats(distance: float | None) -> str:
+    return "no number" if distance is None else f"{distance:.4f}"
 
 
 def _loss_lines(plan: HomePlan, importance: Importance) -> list[str]:

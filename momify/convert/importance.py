@@ -39,7 +39,7 @@ class Trial:
     """What was left of one way's choice after a short training (trial.py)."""
 
     method: str
-    divergence: float  # KL(source || copy) in nats, a mean over tokens
+    divergence: float | None  # KL(source || copy) in nats, a mean over tokens; None: no number
     tokens: int  # that the copy learned from
 
 

@@ -23,6 +23,10 @@ _WARMUP = 0.1
 _CLIP = 1.0
 
 
+class NotFiniteError(MomifyError):
+    """The loss or the gradient of a copy is not a number."""
+
+
 @dataclass(frozen=True)
 class ShortTraining:
     """How a copy learns: AdamW without decay, a warm-up of a tenth, cosine."""
@@ -46,8 +50,8 @@ def trained_copy(
 
     kept: the half-layers that run in the next step, ascending, which may be drawn. Embeddings, last norm and head stay
     the source's. It holds the modules that ever run five times while it trains: the source's, the copy's, gradients and
-    two moments. Raises MomifyError for tokens that the network cannot read, and where the loss or a gradient is not
-    finite.
+    two moments. Raises MomifyError for tokens that the network cannot read, NotFiniteError where the loss or a gradient
+    is not finite.
     """
     check_tokens(network, tokens)
     layers = own_layers(network.layers)
@@ -74,7 +78,7 @@ def trained_copy(
 
 def _check_finite(loss: float, norm: float, step: int, training: ShortTraining) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise MomifyError(
+        raise NotFiniteError(
             f"importance {training.way}: in step {step} of what a copy learns the loss is {loss:g} and the gradient's "
             f"norm {norm:g}; lower train.learning_rate ({training.learning_rate:g}) or use importance greedy"
         )

@@ -1,17 +1,22 @@
 """convert/trial.py: the choice that comes back nearest to the source after a short training is taken."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from momify.convert.homes import Request, choose_homes
 from momify.convert.importance import KINDS, Importance, Removal
-from momify.convert.short_training import ShortTraining, trained_copy
-from momify.convert.trial import best_of_trials, set_apart
+from momify.convert.short_training import NotFiniteError, ShortTraining, trained_copy
+from momify.convert.trial import best_of_trials, set_apart, tells
 from momify.errors import MomifyError
 
 TRAINING = ShortTraining("trial", learning_rate=3e-3)
+NOTHING = torch.zeros(0, 1, dtype=torch.int64)
 
 
 def choice(method, *halves):
@@ -115,18 +120,73 @@ def test_no_number_is_no_distance(make_gpt2, network_of, easy_text):
     model = make_gpt2(tie_word_embeddings=False)
     model.transformer.wte.weight.data[60] = float("nan")
     lessons = torch.where(easy_text == 60, 0, easy_text)[:64]
-    with pytest.raises(MomifyError, match="not numbers; use importance cosine"):
+    with pytest.raises(MomifyError, match="no copy came to a number at a learning rate"):
         best_of_trials(network_of(model), [choice("cosine", 2)], lessons, easy_text[-32:], TRAINING)
+
+
+def test_a_copy_that_comes_to_nothing_loses(make_gpt2, network_of, easy_text, monkeypatch):
+    def fails(network, tokens, kept, *rest):
+        if 2 not in kept(None):
+            raise NotFiniteError("made up")
+        return trained_copy(network, tokens, kept, *rest)
+
+    monkeypatch.setattr("momify.convert.trial.trained_copy", fails)
+    best = tried(network_of(make_gpt2()), easy_text, choice("cosine", 2, 5), choice("greedy", 0, 7))
+    assert best.method == "greedy"
+    assert [trial.divergence is None for trial in best.trials] == [True, False]
+    assert Importance.from_dict(json.loads(json.dumps(best.to_dict(), allow_nan=False))) == best
+
+
+TWELVE = Request(mha=6, ffn=9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, True),
+        ({"depth": 12, "patch_rank": 4, "mha_steps": 6}, True),
+        ({"reach": "skip"}, True),
+        ({"depth": 9}, False),
+        ({"depth": 13}, False),
+        ({"mha_steps": 8}, False),
+        ({"mha_steps": 4, "reach": "all"}, False),
+        ({"modules_per_token": 2}, False),
+        ({"init": "random"}, False),
+    ],
+)
+def test_trials_tell_where_what_goes_is_what_a_copy_does_without(changes, told):
+    assert tells(replace(TWELVE, **changes), 12) is told
+
+
+@given(data=st.data(), mha=st.integers(1, 12), ffn=st.integers(1, 12))
+def test_where_trials_tell_the_plan_takes_what_was_left_out(data, mha, ffn):
+    gone = [2 * layer for layer in data.draw(st.permutations(range(12)))[: 12 - mha]]
+    gone += [2 * layer + 1 for layer in data.draw(st.permutations(range(12)))[: 12 - ffn]]
+    one, request = replace(choice("cosine", *gone), **dict.fromkeys(("mha_increase", "ffn_increase"), (0.0,) * 12),
+                           num_layers=12), Request(mha=mha, ffn=ffn)  # fmt: skip
+    plan = choose_homes(one, request)
+    left = {2 * layer + offset for offset, kind in enumerate(KINDS) for layer in range(12)
+            if layer not in plan.layers(kind)}  # fmt: skip
+    assert tells(request, 12)
+    assert left == one.left_out
 
 
 def test_one_row_cannot_be_set_apart():
     with pytest.raises(MomifyError, match="2 blocks or more, this has 1; use cosine"):
-        set_apart(torch.zeros(1, 8, dtype=torch.int64), 1)
+        set_apart(torch.zeros(1, 8, dtype=torch.int64), 1, NOTHING)
+
+
+def test_what_candidates_were_chosen_on_does_not_judge_them():
+    text = torch.arange(40)[:, None]
+    lessons, judged = set_apart(text, 10, text[[0, 8, 9]])
+    assert judged.flatten().tolist() == [4, 12, 16, 20, 24, 28, 32, 36]
+    assert not set(lessons.flatten().tolist()) & {0, 8}
+    assert len(set_apart(text, 10, text)[1]) == 10, "all there is"
 
 
 @given(count=st.integers(2, 300), rows=st.integers(1, 300))
 def test_rows_set_apart_are_spread_and_no_lessons(count, rows):
-    lessons, judged = set_apart(torch.arange(count)[:, None], rows)
+    lessons, judged = set_apart(torch.arange(count)[:, None], rows, NOTHING)
     assert len(judged) == min(rows, count // 2)
     assert sorted(torch.cat([lessons, judged]).flatten().tolist()) == list(range(count))
     places = judged.flatten().diff()

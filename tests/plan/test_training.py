@@ -90,7 +90,11 @@ def test_by_hand() -> None:
     assert found.seconds == found.flops / 1e6
     rows = 2 * 16
     assert found.activations == 4 * rows * (2 * (7 * 8 + 32) + 7 * 10)
-    lean = training_cost(dense, dense, settings.model_copy(update={"optimizer": "muon"}), 16, 1e6)
+    lean, evened = (
+        training_cost(dense, dense, settings.model_copy(update={"optimizer": optimizer}), 16, 1e6)
+        for optimizer in ("muon", "normuon")
+    )
+    assert evened == lean
     modules = 2 * (12 * 64 + 9 * 8)  # without the LayerNorms, which are no modules
     assert found.optimizer - lean.optimizer == 4 * modules
     still = training_cost(dense, dense, settings.model_copy(update={"freeze_embeddings": True}), 16, 1e6)
