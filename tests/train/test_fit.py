@@ -232,4 +232,5 @@ def test_muon_learns_and_resumes_to_the_same_bits(
         stop_at(patched, 4, signal.SIGTERM)
         run(tmp_path / "cut", data, settings, mom, teach=teach)
     assert run(tmp_path / "cut", data, settings, mom, teach=teach, resume=True) == whole
-    assert whole != run(tmp_path / "adamw", data, block(), mom, teach=teach)
+    for other in {"adamw", "muon", "normuon"} - {optimizer}:
+        assert whole != run(tmp_path / other, data, block(optimizer=other), mom, teach=teach)
