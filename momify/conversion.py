@@ -116,10 +116,6 @@ def usual_way(network: Network, text: CalibrationText, request: Request) -> str:
             f"--importance trial tries choices in a short training first, in {20 * weights / 2**30:.0f} GiB of memory"
         )
         return "cosine"
-    text.screen.say(
-        f"what goes is tried: the choices of {', '.join(CANDIDATES)}, each in a training on "
-        f"{text.recipe.mom.trial_tokens:,} tokens (--importance cosine does without)"
-    )
     return "trial"
 
 
@@ -167,6 +163,10 @@ def judge_by_trial(network: Network, text: CalibrationText, source_sha256: str, 
     training = short_training(text.recipe, "trial")
 
     def measure() -> Importance:
+        text.screen.say(
+            f"what goes is tried: the choices of {', '.join(CANDIDATES)}, each in a training on "
+            f"{lessons.numel():,} tokens (--importance cosine does without)"
+        )
         candidates = [judge(network, text, source_sha256, quotas, way) for way in CANDIDATES]
         with text.screen.progress("trying each choice in a short training") as progress:
             return best_of_trials(network, candidates, lessons, judged, training, progress)
