@@ -26,7 +26,8 @@ Weight = Annotated[float, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_no_nul)]
 Names = Annotated[list[Text], BeforeValidator(_one_or_many)]
 HIDDEN = 10.0  # train.hidden where nothing else is said (docs/results.md)
-_PHASE_TWO = ("hidden", "stand_ins_first", "freeze_embeddings")  # keys of train that need a source
+SPLICE = 4  # train.splice, the same
+_PHASE_TWO = ("hidden", "splice", "stand_ins_first", "freeze_embeddings")  # keys of train that need a source
 
 
 class Block(BaseModel):
@@ -78,6 +79,9 @@ class TrainBlock(Block):
     """Weight, at the first step and falling to 0 at the last, of the squared error to the source's residual, relative
     to its variance, wherever the MoM's stands for it (phase 2); null: 10 where the source's predictions are learned and
     steps stand for its layers, else 0."""
+    splice: Positive | None = None
+    """Pieces, each from another place of the text, that a training block is made of: more contexts a step, and none
+    that the source knows by heart (phase 2); null: 4 where the source alone is learned from, else 1: as it stands."""
     balance: Weight = 0.0
     """Weight of the load-balance loss over routed modules (the paper: 0.01)."""
     dropout: Share = 0.0
@@ -126,6 +130,12 @@ class TrainBlock(Block):
         """The same with `hidden` decided; comparable: whether there is a source, for whose layers steps stand."""
         chosen = self.hidden if self.hidden is not None else HIDDEN if comparable and self.distill else 0.0
         return self.model_copy(update={"hidden": chosen})
+
+    def pieces(self, taught: bool) -> int:
+        """`splice` decided; taught: whether there is a source to learn from."""
+        if self.splice is not None:
+            return self.splice
+        return SPLICE if taught and self.distill and not self.cross_entropy else 1
 
     def of_phase_two(self) -> list[str]:
         """Keys that are set and mean nothing without a source to start and to learn from."""

@@ -7,7 +7,7 @@ import yaml
 
 from momify.errors import MomifyError
 from momify.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
-from momify.recipe_blocks import HIDDEN, TrainBlock
+from momify.recipe_blocks import HIDDEN, SPLICE, TrainBlock
 
 MINIMAL = "source: {model: gpt2}\nmom: {mha: 8, ffn: 12}\ndata: {train: builtin:demo}\n"
 DENSE = "source: {scratch: {layers: 2}}\ndata: {train: x.txt}\n"
@@ -102,6 +102,16 @@ def test_mistakes_give_one_line(text: str, override: list[str], words: str) -> N
 )  # fmt: skip
 def test_hidden_states_are_followed_where_the_source_teaches(given: dict, comparable: bool, found: float) -> None:
     assert TrainBlock(**given).with_hidden(comparable).hidden == found
+
+
+@pytest.mark.parametrize(
+    ("given", "taught", "found"),
+    [({}, True, SPLICE), ({}, False, 1), ({"cross_entropy": 0.5}, True, 1),
+     ({"distill": 0.0, "cross_entropy": 1.0}, True, 1), ({"splice": 1}, True, 1),
+     ({"splice": 7, "cross_entropy": 0.5}, True, 7)],
+)  # fmt: skip
+def test_blocks_are_spliced_where_the_source_alone_teaches(given: dict, taught: bool, found: int) -> None:
+    assert TrainBlock(**given).pieces(taught) == found
 
 
 def test_missing_and_binary_files(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from momify.recipe_blocks import DataBlock
 
 _FORMAT = 1  # part of the cache key: raise it when the content of a cached folder changes
 _LARGEST_HELD_OUT_SHARE = 0.1
+NOT_SCORED = -100  # a label that no loss counts, as torch and transformers have it
 
 
 class TokenBlocks(TorchDataset):
@@ -41,6 +42,29 @@ class TokenBlocks(TorchDataset):
         return {"input_ids": ids, "labels": ids, "block": torch.tensor(index)}
 
 
+class SplicedBlocks(TokenBlocks):
+    """Blocks made of as many `pieces`, each from another place of the text: every token is in one of them still.
+
+    Piece j stays where it was in its block, so that every position is met. The first token of a piece is no label, as
+    what stands before it does not tell it.
+    """
+
+    def __init__(self, tokens: np.ndarray, length: int, pieces: int) -> None:
+        super().__init__(tokens, length)
+        self.pieces = min(pieces, length)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        block, count = super().__getitem__(index), len(self)
+        ids = block["input_ids"].clone()
+        labels = ids.clone()
+        for piece in range(1, self.pieces):
+            start, end = (at * self.length // self.pieces for at in (piece, piece + 1))
+            other = super().__getitem__((index + piece * count // self.pieces) % count)  # as far away as can be
+            ids[start:end] = labels[start:end] = other["input_ids"][start:end]
+            labels[start] = NOT_SCORED
+        return {**block, "input_ids": ids, "labels": labels}
+
+
 @dataclass(frozen=True)
 class TokenData:
     """Train and held-out tokens, flat and memory-mapped, with the hash that names them."""
@@ -53,6 +77,10 @@ class TokenData:
     @property
     def train_blocks(self) -> TokenBlocks:
         return TokenBlocks(self.train, self.block_length)
+
+    def spliced_blocks(self, pieces: int) -> TokenBlocks:
+        """The same text as blocks of so many pieces from different places; 1: as it stands."""
+        return SplicedBlocks(self.train, self.block_length, pieces) if pieces > 1 else self.train_blocks
 
     def spread_blocks(self, count: int) -> torch.Tensor:
         """`count` blocks of training text (S, T) int64, evenly spaced, so that little hangs on where it begins."""

@@ -1,6 +1,7 @@
 """data/blocks.py: every token once, held-out documents whole, the cache keyed by content."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from momify.data.blocks import TokenBlocks, cache_folder, load_tokens, split_by_document
+from momify.data.blocks import (
+    NOT_SCORED,
+    SplicedBlocks,
+    TokenBlocks,
+    TokenData,
+    cache_folder,
+    load_tokens,
+    split_by_document,
+)
 from momify.errors import MomifyError
 from momify.recipe_blocks import DataBlock
 
@@ -43,6 +52,35 @@ def test_blocks_are_consecutive_and_drop_the_rest() -> None:
     assert blocks[2]["labels"].dtype == torch.int64
     with pytest.raises(IndexError):
         blocks[4]
+
+
+@settings(max_examples=50, deadline=None)
+@given(length=st.integers(2, 12), count=st.integers(1, 30), rest=st.integers(0, 11), pieces=st.integers(1, 15))
+def test_spliced_blocks_hold_every_token_once_where_it_was(length: int, count: int, rest: int, pieces: int) -> None:
+    """Against the text cut by hand: no place of a block loses or gains a token, pieces are whole and from far apart."""
+    tokens = np.arange(length * count + min(rest, length - 1), dtype=np.int32)
+    spliced = SplicedBlocks(tokens, length, pieces)
+    assert len(spliced) == count
+    rows = torch.stack([spliced[index]["input_ids"] for index in range(count)])
+    assert torch.equal(rows.sort(dim=0).values, torch.arange(length * count).view(count, length))
+    places = min(pieces, length)
+    for index in range(count):
+        labels = spliced[index]["labels"]
+        ends = [piece * length // places for piece in range(places + 1)]
+        origins = [(rows[index, start:end] // length).unique().tolist() for start, end in pairwise(ends)]
+        assert all(len(origin) == 1 for origin in origins)  # a piece is of one block
+        assert origins[0] == [index]
+        assert len({origin[0] for origin in origins}) == min(places, count)  # as many places as there can be
+        kept = torch.ones(length, dtype=torch.bool)
+        kept[ends[1:-1]] = False
+        assert torch.equal(labels[kept], rows[index][kept])
+        assert (labels[~kept] == NOT_SCORED).all()
+
+
+def test_one_piece_is_the_text_as_it_stands() -> None:
+    data = TokenData(np.arange(40, dtype=np.uint16), np.arange(8, dtype=np.uint16), 8, "0")
+    assert torch.equal(data.spliced_blocks(1)[3]["labels"], data.train_blocks[3]["input_ids"])
+    assert not torch.equal(data.spliced_blocks(2)[3]["input_ids"], data.train_blocks[3]["input_ids"])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,19 @@ def test_stopped_run_resumes_to_the_same_bits(
     )
     assert [row["step"] for row in cut] == [row["step"] for row in full]
     assert cut == full
+
+
+def test_a_taught_run_learns_from_spliced_blocks(tmp_path: Path, data: TokenData, teach: Teach) -> None:
+    """As it would from text that was cut into pieces of 4 and put together by hand; who learns from labels does not."""
+    pieces = data.train.reshape(50, 4, 4)  # (blocks, pieces, T)
+    far = np.stack([np.roll(pieces[:, at], -(at * 50 // 4), axis=0) for at in range(4)], axis=1)
+    by_hand = replace(data, train=far.reshape(-1))
+    found = run(tmp_path / "a", data, block(), mom, teach=teach)
+    assert found == run(tmp_path / "b", by_hand, block(splice=1), mom, teach=teach)
+    assert found != run(tmp_path / "c", data, block(splice=1), mom, teach=teach)
+    labelled = [block(cross_entropy=0.5), block(cross_entropy=0.5, splice=1)]
+    one, other = (run(tmp_path / f"d{at}", data, settings, mom, teach=teach) for at, settings in enumerate(labelled))
+    assert one == other
 
 
 def test_accumulation_changes_memory_not_results(tmp_path: Path, data: TokenData, teach: Teach) -> None:
