@@ -1,7 +1,8 @@
 """`momify plan`: what is planned for (a model, or a recipe with all that it says), and the plans themselves."""
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from momify.measure.cost import Shape
 from momify.plan.figures import Figures, figures_of, planned_shape
 from momify.plan.reading import read_shape, scratch_shape
 from momify.plan.search import Candidate, parse_budget, search
-from momify.plan.show import as_json, command
 from momify.plan.training import DEVICES, UTILISATION, TrainingCost, micro_batch_that_fits, training_cost
 from momify.recipe import load_recipe
 from momify.recipe_blocks import TrainBlock
@@ -56,8 +56,15 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**as_json(self.source, self.mom, self.request, self.line, self.training), "speed": self.speed.words,
-                "micro_batch_that_fits": self.micro_batch}  # fmt: skip
+        return {
+            "command": self.line,
+            "request": asdict(self.request),
+            "source": self.source.to_dict(),
+            "mom": self.mom.to_dict(),
+            "training": self.training.to_dict(),
+            "speed": self.speed.words,
+            "micro_batch_that_fits": self.micro_batch,
+        }
 
 
 def premises(model: str, tokens: int | None = None, overrides: Sequence[str] = ()) -> Premises:
@@ -104,6 +111,22 @@ def make_plan(given: Premises, request: Request, speed: Speed) -> Plan:
         speed=speed,
         micro_batch=micro_batch_that_fits(given.dense, shape, train, given.block, DEVICES[speed.device]),
     )
+
+
+def command(model: str, request: Request, layers: int) -> str:
+    """The `momify convert` that makes it; what the source's depth and K = 1 give anyway is left out."""
+    words = ["momify", "convert", model, "--mha", request.mha, "--ffn", request.ffn]
+    if request.depth not in (None, layers):
+        words += ["--depth", request.depth]
+    if request.modules_per_token != 1:
+        words += ["--top-k", request.modules_per_token]
+    for flag, steps in (("--mha-steps", request.mha_steps), ("--ffn-steps", request.ffn_steps)):
+        words += [] if steps is None else [flag, steps]
+    words += [] if request.reach is None else ["--reach", request.reach]
+    words += ["--patch-rank", request.patch_rank] if request.patch_rank else []
+    words += [] if request.step_rank is None else ["--step-rank", request.step_rank]
+    words += [] if request.init == "home" else ["--init", request.init]
+    return shlex.join(map(str, words))
 
 
 def make_search(given: Premises, budget: str, speed: Speed) -> tuple[list[Candidate], list[Plan]]:

@@ -1,18 +1,10 @@
-"""Plans as tables for a terminal, as plain data for JSON, and as commands to paste."""
+"""Plans as tables and sentences for a terminal."""
 
-import shlex
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
-from momify.convert.homes import Request
 from momify.plan.figures import Figures
+from momify.plan.make import Plan
 from momify.plan.search import Candidate
-from momify.plan.training import TrainingCost
 from momify.recipe_blocks import TrainBlock
 from momify.report.words import amount, percent, size
-
-if TYPE_CHECKING:
-    from momify.plan.make import Plan
 
 HEAD = ("", "source", "MoM", "change", "set by")
 FLAGS = "pool: --mha --ffn; steps: --mha-steps --ffn-steps --depth; K: --top-k; small parts: --patch-rank --step-rank"
@@ -39,7 +31,7 @@ def comparison(source: Figures, mom: Figures) -> list[tuple[str, ...]]:
     return [(name, show(old), show(new), percent(old, new), flag) for name, show, old, new, flag in numbers]
 
 
-def training_lines(plan: "Plan", settings: TrainBlock) -> list[str]:
+def training_lines(plan: Plan, settings: TrainBlock) -> list[str]:
     """What training takes, in words, and how it would fit the device."""
     cost, speed = plan.training, plan.speed
     names = ("weights", "gradients", "optimizer", "teacher", "activations")
@@ -67,22 +59,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def command(model: str, request: Request, layers: int) -> str:
-    """The `momify convert` that makes it; what the source's depth and K = 1 give anyway is left out."""
-    words = ["momify", "convert", model, "--mha", request.mha, "--ffn", request.ffn]
-    if request.depth not in (None, layers):
-        words += ["--depth", request.depth]
-    if request.modules_per_token != 1:
-        words += ["--top-k", request.modules_per_token]
-    for flag, steps in (("--mha-steps", request.mha_steps), ("--ffn-steps", request.ffn_steps)):
-        words += [] if steps is None else [flag, steps]
-    words += [] if request.reach is None else ["--reach", request.reach]
-    words += ["--patch-rank", request.patch_rank] if request.patch_rank else []
-    words += [] if request.step_rank is None else ["--step-rank", request.step_rank]
-    words += [] if request.init == "home" else ["--init", request.init]
-    return shlex.join(map(str, words))
-
-
 def search_rows(found: list[Candidate], source: Figures) -> list[tuple[str, ...]]:
     """Rows under SEARCH_HEAD, costs as parts of the source's."""
     return [
@@ -96,16 +72,3 @@ def search_rows(found: list[Candidate], source: Figures) -> list[tuple[str, ...]
         )
         for one in found
     ]
-
-
-def as_json(
-    source: Figures, mom: Figures, request: Request, line: str, training: TrainingCost | None
-) -> dict[str, Any]:
-    """One plan as plain data."""
-    return {
-        "command": line,
-        "request": asdict(request),
-        "source": source.to_dict(),
-        "mom": mom.to_dict(),
-        "training": None if training is None else training.to_dict(),
-    }

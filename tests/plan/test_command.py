@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from momify.cli import app
 from momify.convert.homes import Request, check_request
-from momify.plan.make import make_plan, premises, training_speed
-from momify.plan.show import command, duration
+from momify.plan.make import command, make_plan, premises, training_speed
+from momify.plan.show import duration
 
 Invoke = Callable[..., str]
 
