@@ -183,12 +183,15 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     kept = {name: getattr(model.config, name) for name in training_only}
     model.config.update(training_only)
     set_seed(recipe.run.seed)
-    screen.say(f"phase 2: {settings.steps:,} steps of {settings.batch_size * data.block_length:,} tokens")
+    pieces = settings.pieces(taught=True, block_length=data.block_length)
+    spliced = f", blocks of {pieces} pieces from different places of the text" if pieces > 1 else ""
+    screen.say(f"phase 2: {settings.steps:,} steps of {settings.batch_size * data.block_length:,} tokens{spliced}")
     place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume, screen.say)
     if stopped := fit(model, teacher, data, settings, place, step_layers(provenance)):
         return stopped
     tokens = settings.steps * settings.batch_size * data.block_length * count()
-    provenance |= {"trained": {"steps": settings.steps, "tokens": tokens}, "recipe": recipe.model_dump()}
+    trained = {"steps": settings.steps, "tokens": tokens, "splice": pieces}
+    provenance |= {"trained": trained, "recipe": recipe.model_dump()}
     with first_then_others():
         if is_first():
             model = unsharded(model, settings, place)
@@ -202,7 +205,7 @@ def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[
     """Measure the MoM beside its source, write report.html, .md and .json, and give the report."""
     if subject.kind != "mom":
         raise MomifyError(f"{subject.name} is a dense gpt2 model; a report sets a MoM beside its source")
-    trained = bool(read_provenance(subject.folder).get("trained", {}).get("steps"))
+    trained = read_provenance(subject.folder).get("trained", {})
     scored = evaluate_ppl(subject, options, screen)
     scored |= kept_start(subject, scored["source"].protocol)
     source = open_source(subject.source(screen))
@@ -210,10 +213,10 @@ def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[
     pair = Pair(name, load_dense(source), subject.name, load_mom(subject.folder))
     data = load_tokens(subject.data(options.data, options.column), load_tokenizer(subject.folder))
     origin = Origin(name, source.sha256, subject.recipe.run.seed, subject.recipe.model_dump(), command_line())
-    training = read_training(subject.run.metrics) if subject.run else None
+    training = read_training(subject.run.metrics, trained.get("splice", 1)) if subject.run else None
     looks = Looks(training=training, tasks=kept_summaries(subject, screen))
     with screen.progress("measuring") as progress:
-        report = measure_pair(pair, data, quality_of(scored, trained), origin, looks, progress)
+        report = measure_pair(pair, data, quality_of(scored, bool(trained.get("steps"))), origin, looks, progress)
     write_report(report, subject.results)
     screen.say(f"wrote {subject.results / 'report.html'}, report.md and report.json")
     return report

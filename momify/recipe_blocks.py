@@ -26,8 +26,9 @@ Weight = Annotated[float, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_no_nul)]
 Names = Annotated[list[Text], BeforeValidator(_one_or_many)]
 HIDDEN = 10.0  # train.hidden where nothing else is said (docs/results.md)
-SPLICE = 4  # train.splice, the same
-_PHASE_TWO = ("hidden", "splice", "stand_ins_first", "freeze_embeddings")  # keys of train that need a source
+SPLICE = 4  # train.splice
+_PHASE_TWO = {"hidden": 0.0, "splice": 1, "stand_ins_first": 0.0, "freeze_embeddings": False}
+"""Keys of train that need a source, but for these values (and null)."""
 
 
 class Block(BaseModel):
@@ -80,8 +81,9 @@ class TrainBlock(Block):
     to its variance, wherever the MoM's stands for it (phase 2); null: 10 where the source's predictions are learned and
     steps stand for its layers, else 0."""
     splice: Positive | None = None
-    """Pieces, each from another place of the text, that a training block is made of: more contexts a step, and none
-    that the source knows by heart (phase 2); null: 4 where the source alone is learned from, else 1: as it stands."""
+    """Pieces, each from another place of the text, that a training block is made of, at most half as many as it has
+    tokens: more texts a step, and contexts that the source was not trained on (phase 2); null: 4 where its predictions
+    alone are learned (no cross_entropy, supervise, budget), else 1: blocks as they stand."""
     balance: Weight = 0.0
     """Weight of the load-balance loss over routed modules (the paper: 0.01)."""
     dropout: Share = 0.0
@@ -131,15 +133,15 @@ class TrainBlock(Block):
         chosen = self.hidden if self.hidden is not None else HIDDEN if comparable and self.distill else 0.0
         return self.model_copy(update={"hidden": chosen})
 
-    def pieces(self, taught: bool) -> int:
-        """`splice` decided; taught: whether there is a source to learn from."""
-        if self.splice is not None:
-            return self.splice
-        return SPLICE if taught and self.distill and not self.cross_entropy else 1
+    def pieces(self, taught: bool, block_length: int) -> int:
+        """`splice` decided for blocks of so many tokens; taught: whether there is a source to learn from."""
+        alone = taught and self.distill and not (self.cross_entropy or self.supervise or self.budget)
+        chosen = self.splice if self.splice and taught else SPLICE if alone else 1
+        return max(1, min(chosen, block_length // 2))
 
     def of_phase_two(self) -> list[str]:
         """Keys that are set and mean nothing without a source to start and to learn from."""
-        return [key for key in _PHASE_TWO if getattr(self, key)]
+        return [key for key, nothing in _PHASE_TWO.items() if getattr(self, key) not in (None, nothing)]
 
     def as_phase_one(self) -> "TrainBlock":
         """The same without them: for a train block that serves both phases."""

@@ -72,6 +72,10 @@ def test_override_creates_a_block_that_the_file_lacks() -> None:
         (DENSE, ["train.hidden=1"], "train.hidden is of phase 2: add a mom block"),
         (DENSE, ["train.stand_ins_first=0.5"], "train.stand_ins_first is of phase 2: add a mom block"),
         (DENSE, ["train.freeze_embeddings=true"], "train.freeze_embeddings is of phase 2: add a mom block"),
+        (DENSE, ["train.splice=4"], "train.splice is of phase 2: add a mom block"),
+        (DENSE, ["source.scratch.train={splice: 2}"], "train is phase 1, which has no source for splice"),
+        (MINIMAL, ["data.block_length=8", "train.splice=5"], "use at most 4"),
+        (MINIMAL, ["train.splice=0"], "greater than 0"),
         (DENSE, ["source.scratch.train={hidden: 1}"], "train is phase 1, which has no source for hidden"),
         (
             f"{DENSE}mom: {{mha: 2, ffn: 2}}",
@@ -106,12 +110,23 @@ def test_hidden_states_are_followed_where_the_source_teaches(given: dict, compar
 
 @pytest.mark.parametrize(
     ("given", "taught", "found"),
-    [({}, True, SPLICE), ({}, False, 1), ({"cross_entropy": 0.5}, True, 1),
-     ({"distill": 0.0, "cross_entropy": 1.0}, True, 1), ({"splice": 1}, True, 1),
-     ({"splice": 7, "cross_entropy": 0.5}, True, 7)],
+    [({}, True, SPLICE), ({}, False, 1), ({"splice": 8}, False, 1), ({"cross_entropy": 0.5}, True, 1),
+     ({"distill": 0.0, "cross_entropy": 1.0}, True, 1), ({"budget": 0.5}, True, 1), ({"supervise": 1.0}, True, 1),
+     ({"splice": 1}, True, 1), ({"splice": 7, "cross_entropy": 0.5}, True, 7)],
 )  # fmt: skip
 def test_blocks_are_spliced_where_the_source_alone_teaches(given: dict, taught: bool, found: int) -> None:
-    assert TrainBlock(**given).pieces(taught) == found
+    assert TrainBlock(**given).pieces(taught, 256) == found
+
+
+@pytest.mark.parametrize(("length", "found"), [(2, 1), (3, 1), (4, 2), (8, 4)])
+def test_short_blocks_are_spliced_of_pieces_of_two_tokens(length: int, found: int) -> None:
+    assert TrainBlock().pieces(True, length) == found
+
+
+def test_phase_one_knows_no_splicing() -> None:
+    assert TrainBlock(splice=8).of_phase_two() == ["splice"]
+    assert TrainBlock(splice=8).as_phase_one() == TrainBlock()
+    assert not TrainBlock(splice=1, hidden=0.0).of_phase_two()
 
 
 def test_missing_and_binary_files(tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ NOT_SCORED = -100  # a label that no loss counts, as torch and transformers have
 
 
 class TokenBlocks(TorchDataset):
-    """Blocks of `length` consecutive tokens of a flat array, numbered; the rest that fills no block is left out."""
+    """Blocks of `length` consecutive tokens of a flat array; the rest that fills no block is left out.
+
+    `block` (1,): its number, by which a user finds the text.
+    """
 
     def __init__(self, tokens: np.ndarray, length: int) -> None:
         self.tokens, self.length = tokens, length
@@ -39,30 +42,30 @@ class TokenBlocks(TorchDataset):
             raise IndexError(index)
         block = self.tokens[index * self.length : (index + 1) * self.length]
         ids = torch.from_numpy(block.astype(np.int64))  # (T,)
-        return {"input_ids": ids, "labels": ids, "block": torch.tensor(index)}
+        return {"input_ids": ids, "labels": ids, "block": torch.tensor([index])}
 
 
 class SplicedBlocks(TokenBlocks):
     """Blocks made of as many `pieces`, each from another place of the text: every token is in one of them still.
 
     Piece j stays where it was in its block, so that every position is met. The first token of a piece is no label, as
-    what stands before it does not tell it.
+    what stands before it does not tell it; so a piece has two tokens or more. `block` (pieces,): the blocks that they
+    are of.
     """
 
     def __init__(self, tokens: np.ndarray, length: int, pieces: int) -> None:
         super().__init__(tokens, length)
-        self.pieces = min(pieces, length)
+        self.pieces = max(1, min(pieces, length // 2))
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        block, count = super().__getitem__(index), len(self)
-        ids = block["input_ids"].clone()
-        labels = ids.clone()
+        ids, count = super().__getitem__(index)["input_ids"].clone(), len(self)
+        labels, origins = ids.clone(), [index]
         for piece in range(1, self.pieces):
             start, end = (at * self.length // self.pieces for at in (piece, piece + 1))
-            other = super().__getitem__((index + piece * count // self.pieces) % count)  # as far away as can be
-            ids[start:end] = labels[start:end] = other["input_ids"][start:end]
+            origins.append((index + piece * count // self.pieces) % count)  # as far away as can be
+            ids[start:end] = labels[start:end] = super().__getitem__(origins[-1])["input_ids"][start:end]
             labels[start] = NOT_SCORED
-        return {**block, "input_ids": ids, "labels": labels}
+        return {"input_ids": ids, "labels": labels, "block": torch.tensor(origins)}
 
 
 @dataclass(frozen=True)

@@ -246,9 +246,10 @@ def _charts(report: Json) -> list[tuple[str, str, Chart]]:
     if training is None:
         return []
     curves, source = training["curves"], report["perplexity"]["source"]["loss"]
+    trained = "training" if training["splice"] == 1 else f"training, on {training['splice']} pieces of text a block"
     shown = [
         ("Next-token loss", "nats per token", line_chart(
-            {"held out": curves["held_out_loss"], "training": curves["next_token_loss"]},
+            {"held out": curves["held_out_loss"], trained: curves["next_token_loss"]},
             None if source is None else ("source, held out", source))),
         ("Distance from the source", "KL divergence, nats per token", line_chart(
             {"distillation": curves["distillation_loss"]})),

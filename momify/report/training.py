@@ -18,9 +18,10 @@ CURVES = {  # name in report.json: name in metrics.jsonl
 }
 
 
-def read_training(path: Path) -> Json | None:
+def read_training(path: Path, splice: int = 1) -> Json | None:
     """Curves by name, each a list of [step, value], and what the training took; None where nothing was trained.
 
+    splice: of how many pieces its blocks were, which is on another scale than held-out text where it is more than one.
     Lines that are cut or no JSON objects, and values that are not finite, are passed over: a picture of the rest is
     worth having.
     """
@@ -32,6 +33,7 @@ def read_training(path: Path) -> Json | None:
     last = rows[-1]
     return {
         "steps": last["step"],
+        "splice": splice,
         "tokens": last.get("tokens"),
         "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
         "curves": curves,

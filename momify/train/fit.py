@@ -178,7 +178,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
     trainer = MomTrainer(
         model,
         arguments,
-        train_dataset=data.spliced_blocks(settings.pieces(course.teacher is not None)),
+        train_dataset=data.spliced_blocks(settings.pieces(course.teacher is not None, data.block_length)),
         eval_dataset=[],
         callbacks=callbacks,
         weights=routed if course.teacher else LossWeights(),

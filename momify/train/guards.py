@@ -15,6 +15,7 @@ from momify.files import read_json, write_json
 IN_A_ROW = 3  # so many unfit steps in a row end the course that training is on
 _BACK, _MOST_ROLLBACKS = 0.3, 2  # what the learning rate is multiplied by at each going back, and how often at most
 _FILE = "rollback.json"
+_SHOWN = 16  # blocks that an error names
 
 
 class UnfitStepsError(Exception):
@@ -26,7 +27,7 @@ class UnfitStepsError(Exception):
 
     def describe(self) -> str:
         """Step, tensor and batch in words."""
-        shown = ", ".join(map(str, self.blocks[:8])) + (", ..." if len(self.blocks) > 8 else "")
+        shown = ", ".join(map(str, self.blocks[:_SHOWN])) + (", ..." if len(self.blocks) > _SHOWN else "")
         return f"{self.found} at step {self.last} (the third in a row), in the batch of training blocks {shown}"
 
 
@@ -39,7 +40,7 @@ class StepGuard:
         self._blocks: list[Tensor] = []
 
     def note(self, loss: Tensor, blocks: Tensor | None) -> None:
-        """A micro-batch of the coming step: its loss, and the training blocks (B,) it consists of."""
+        """A micro-batch of the coming step: its loss, and the training blocks (B, pieces) it consists of."""
         self._losses.append(loss.detach())
         if blocks is not None:
             self._blocks.append(blocks)
@@ -50,7 +51,7 @@ class StepGuard:
         Raises UnfitStepsError when it is the third in a row.
         """
         found = _not_finite(self._losses, list(parameters))
-        blocks = [index for piece in self._blocks for index in piece.tolist()]
+        blocks = [index for piece in self._blocks for index in piece.flatten().tolist()]
         self._losses, self._blocks = [], []
         if not processes.any_of_all(found is not None):
             self.in_a_row = 0

@@ -81,7 +81,7 @@ class _Sums:
         teacher = loss.teacher if loss.distill else None
         self.teacher_hidden = None if teacher is None else teacher.hidden.flatten(0, 1)
         self.teacher_weight = None if teacher is None else teacher.weight.to(self.kind)
-        self.scored = (targets != -100).sum()
+        self.scored = (targets != -100).sum().clamp_min(1)
         self.rows = max(1, (loss.chunk or (CPU_CHUNK if hidden.is_cpu else CHUNK)) // weight.shape[0])
         self.exact = torch.promote_types(self.kind, torch.float32)
         self.divergence = hidden.new_zeros((), dtype=self.exact)

@@ -63,7 +63,7 @@ def test_spliced_blocks_hold_every_token_once_where_it_was(length: int, count: i
     assert len(spliced) == count
     rows = torch.stack([spliced[index]["input_ids"] for index in range(count)])
     assert torch.equal(rows.sort(dim=0).values, torch.arange(length * count).view(count, length))
-    places = min(pieces, length)
+    places = max(1, min(pieces, length // 2))  # of two tokens or more
     for index in range(count):
         labels = spliced[index]["labels"]
         ends = [piece * length // places for piece in range(places + 1)]
@@ -71,6 +71,7 @@ def test_spliced_blocks_hold_every_token_once_where_it_was(length: int, count: i
         assert all(len(origin) == 1 for origin in origins)  # a piece is of one block
         assert origins[0] == [index]
         assert len({origin[0] for origin in origins}) == min(places, count)  # as many places as there can be
+        assert spliced[index]["block"].tolist() == [origin[0] for origin in origins]
         kept = torch.ones(length, dtype=torch.bool)
         kept[ends[1:-1]] = False
         assert torch.equal(labels[kept], rows[index][kept])

@@ -26,7 +26,7 @@ Parts = dict[str, Any]
 
 
 TRAINING = {
-    "steps": 4, "tokens": 512, "tokens_per_second": 99.5,
+    "steps": 4, "splice": 1, "tokens": 512, "tokens_per_second": 99.5,
     "curves": {
         "loss": [[2, 3.0], [4, 2.75]], "next_token_loss": [[2, 3.1], [4, 2.9]],
         "distillation_loss": [[2, 0.5], [4, 0.25]], "hidden_loss": [[2, 0.2], [4, 0.1]],

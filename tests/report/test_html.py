@@ -66,6 +66,14 @@ def test_numbers_are_the_reports(parts: Parts) -> None:
     assert found.tags.count("polyline") == 4  # held out, training, distillation, hidden states
 
 
+def test_losses_of_spliced_blocks_are_not_taken_for_those_of_text_as_it_stands(parts: Parts) -> None:
+    name = "training, on 4 pieces of text a block"
+    assert name not in render_html(build_report(**parts))
+    report = build_report(**parts)
+    report["training"] = {**report["training"], "splice": 4}
+    assert name in render_html(report)
+
+
 def test_patches_are_named_where_they_are(parts: Parts) -> None:
     report = build_report(**parts)
     text = outline(render_html(report)).text

@@ -17,6 +17,7 @@ from momify.errors import MomifyError
 from momify.recipe_blocks import TrainBlock
 from momify.train.checkpoints import read_seal
 from momify.train.fit import Place, fit
+from momify.train.guards import StepGuard, UnfitStepsError
 
 RATE = 1e-2
 
@@ -132,6 +133,17 @@ def test_resumed_run_keeps_the_lower_rate(course: Course, dense: GPT2LMHeadModel
     course.train(dense, resume=True)
     assert all(torch.equal(whole[name], value) for name, value in dense.state_dict().items())
     assert sum("is damaged (model.safetensors is missing)" in line for line in course.said) == 2
+
+
+def test_spliced_blocks_are_named_piece_by_piece() -> None:
+    guard = StepGuard()
+    for step in (1, 2, 3):
+        guard.note(torch.tensor(float("nan")), torch.tensor([[3, 15], [4, 16]]))  # (B, pieces)
+        if step < 3:
+            assert guard.unfit(step, [])
+    with pytest.raises(UnfitStepsError) as caught:
+        guard.unfit(3, [])
+    assert caught.value.describe().endswith("in the batch of training blocks 3, 15, 4, 16")
 
 
 def test_what_stays_broken_is_named(course: Course, dense: GPT2LMHeadModel) -> None:

@@ -50,6 +50,17 @@ def test_equals_the_losses_of_whole_logits_in_float64(rows, cross_entropy, disti
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+def test_labels_that_are_all_left_out_leave_the_divergence() -> None:
+    x = tensors(torch.float64)
+    x["hidden"].requires_grad_()
+    expected, _ = chunked(x, 0.0, 1.0, 3)
+    x["labels"].fill_(-100)
+    loss, parts = chunked(x, 0.0, 1.0, 3)
+    assert loss == expected
+    assert parts[1] == 0
+    assert torch.autograd.grad(loss, x["hidden"])[0].isfinite().all()
+
+
 @pytest.mark.parametrize("learns", [("hidden",), ("weight",)])
 def test_a_head_that_stays_gets_no_gradient_and_no_memory_for_one(learns) -> None:
     x, both = (tensors(torch.float32, d=512, v=40) for _ in range(2))
