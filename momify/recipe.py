@@ -13,7 +13,7 @@ from pydantic import ValidationError, model_validator
 from momify.errors import MomifyError
 from momify.mistakes import first_mistake, one_line
 from momify.overrides import NOT_YAML, apply_override
-from momify.recipe_blocks import Block, DataBlock, EvalBlock, MomBlock, RunBlock, SourceBlock, TrainBlock
+from momify.recipe_blocks import Block, DataBlock, EvalBlock, MomBlock, RunBlock, SourceBlock, TrainBlock, most_pieces
 
 _LONGEST = 1 << 18
 
@@ -38,9 +38,9 @@ class Recipe(Block):
             raise ValueError("nothing to do: add a mom block, or source.scratch to train a dense model")
         if self.mom is None and (keys := self.train.of_phase_two()):
             raise ValueError(f"train.{keys[0]} is of phase 2: add a mom block, or leave it out")
-        if (self.train.splice or 1) > max(1, self.data.block_length // 2):
+        if (self.train.splice or 1) > (most := most_pieces(self.data.block_length)):
             raise ValueError(f"train.splice {self.train.splice} leaves pieces of less than two tokens of a block of "
-                             f"{self.data.block_length}; use at most {self.data.block_length // 2}")  # fmt: skip
+                             f"{self.data.block_length}; use at most {most}")  # fmt: skip
         if self.mom and self.mom.init == "random" and self.train.hidden:
             raise ValueError("train.hidden compares steps with the layers they stand for, which mom.init random leaves "
                              "aside; use init home, or train.hidden 0")  # fmt: skip

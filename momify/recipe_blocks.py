@@ -31,6 +31,11 @@ _PHASE_TWO = {"hidden": 0.0, "splice": 1, "stand_ins_first": 0.0, "freeze_embedd
 """Keys of train that need a source, but for these values (and null)."""
 
 
+def most_pieces(block_length: int) -> int:
+    """Pieces that a block may be made of: of two tokens or more, as the first of a piece is no label."""
+    return max(1, block_length // 2)
+
+
 class Block(BaseModel):
     """A part of a recipe: unknown keys are refused, values keep their types."""
 
@@ -137,7 +142,7 @@ class TrainBlock(Block):
         """`splice` decided for blocks of so many tokens; taught: whether there is a source to learn from."""
         alone = taught and self.distill and not (self.cross_entropy or self.supervise or self.budget)
         chosen = self.splice if self.splice and taught else SPLICE if alone else 1
-        return max(1, min(chosen, block_length // 2))
+        return min(chosen, most_pieces(block_length))
 
     def of_phase_two(self) -> list[str]:
         """Keys that are set and mean nothing without a source to start and to learn from."""

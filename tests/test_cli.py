@@ -15,6 +15,7 @@ import torch
 
 from momify.cli import app
 from momify.models import load_mom
+from momify.recipe_blocks import SPLICE
 
 COMMANDS = (
     "demo",
@@ -61,6 +62,8 @@ def test_run_goes_all_the_way(finished: Path) -> None:
     start, trained = (report["perplexity"][side]["divergence"] for side in ("mom_start", "mom_trained"))
     assert 0 < trained != start > 0
     assert report["training"]["curves"]["hidden_loss"]
+    assert report["training"]["splice"] == SPLICE, "the report is told what the training did"
+    assert f"blocks of {SPLICE} pieces" in (finished / "stdout.txt").read_text()
 
 
 def test_removal_is_told_before_it_is_done(finished: Path) -> None:

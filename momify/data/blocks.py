@@ -18,7 +18,7 @@ from momify.data.hub import HubStream
 from momify.data.stream import BATCH, Encode, Limits, Progress, stream_tokens
 from momify.errors import MomifyError
 from momify.files import disk_errors, write_json
-from momify.recipe_blocks import DataBlock
+from momify.recipe_blocks import DataBlock, most_pieces
 
 _FORMAT = 1  # part of the cache key: raise it when the content of a cached folder changes
 _LARGEST_HELD_OUT_SHARE = 0.1
@@ -55,7 +55,7 @@ class SplicedBlocks(TokenBlocks):
 
     def __init__(self, tokens: np.ndarray, length: int, pieces: int) -> None:
         super().__init__(tokens, length)
-        self.pieces = max(1, min(pieces, length // 2))
+        self.pieces = min(pieces, most_pieces(length))
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids, count = super().__getitem__(index)["input_ids"].clone(), len(self)
