@@ -39,6 +39,8 @@ COSINE_10 = {"importance": "cosine", "refit_ridge": 10.0}
 COSINE_30, FOLLOWED = {"importance": "cosine", "refit_ridge": 30.0}, {"hidden": None}
 TRIAL_30 = {"importance": "trial", "refit_ridge": 30.0}
 NORMUON, SPLICED = {"optimizer": "normuon"}, {"splice": None}
+PLAIN = {"hidden": 0.0, "splice": 1, "schedule": "cosine", "warmup": 0.1}
+LINE = {"schedule": "linear", "warmup": 0.03}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "control": ("the source, trained on", {"mom": {"mha": 12, "ffn": 12},
@@ -61,8 +63,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                         {"mom": COSINE_30, "train": {**FOLLOWED, "optimizer": "adamw"}}),
     "trial": ("what goes chosen by trial, else as `cosine_30_normuon`: the default conversion, with NorMuon",
               {"mom": TRIAL_30, "train": {**FOLLOWED, **NORMUON}}),
-    "spliced": ("the same, each block of four places of the text: momify's default, with NorMuon",
+    "spliced": ("the same, each block of four places of the text",
                 {"mom": TRIAL_30, "train": {**FOLLOWED, **NORMUON, **SPLICED}}),
+    "linear": ("the same, the learning rate falling in a line",
+               {"mom": TRIAL_30, "train": {**FOLLOWED, **NORMUON, **SPLICED, **LINE}}),
     "cosine_normuon": ("lowest block influence, NorMuon for the matrices",
                        {"mom": {**BARE, "importance": "cosine"}, "train": NORMUON}),
     "cosine_hidden": ("lowest block influence, hidden states followed too",
@@ -274,7 +278,7 @@ def main() -> None:
     given = read_arguments()
     data = {"train": given.data, "valid": given.valid, "block_length": given.block}
     names = ("batch_size", "learning_rate", "optimizer")
-    settings = {name: getattr(given, name) for name in names} | {"hidden": 0.0, "splice": 1}  # where rows say nothing
+    settings = {name: getattr(given, name) for name in names} | PLAIN  # where rows say nothing
     study = Study(given.source, given.trained_tokens, data, settings, given.windows, given.out)
     screen, shares = Screen(Console(stderr=True), quiet=True), [float(share) for share in given.shares.split(",")]
     cells: dict[tuple[str, float], list[dict[str, Any]]] = {}

@@ -185,11 +185,12 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     set_seed(recipe.run.seed)
     pieces = settings.pieces(taught=True, block_length=data.block_length)
     spliced = f", blocks of {pieces} pieces from different places of the text" if pieces > 1 else ""
-    screen.say(f"phase 2: {settings.steps:,} steps of {settings.batch_size * data.block_length:,} tokens{spliced}")
+    optimizer, per_step = settings.optimizer_for(taught=True), settings.batch_size * data.block_length
+    screen.say(f"phase 2: {settings.steps:,} steps of {per_step:,} tokens by {optimizer}{spliced}")
     place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume, screen.say)
     if stopped := fit(model, teacher, data, settings, place, step_layers(provenance)):
         return stopped
-    tokens = settings.steps * settings.batch_size * data.block_length * count()
+    tokens = settings.steps * per_step * count()
     trained = {"steps": settings.steps, "tokens": tokens, "splice": pieces}
     provenance |= {"trained": trained, "recipe": recipe.model_dump()}
     with first_then_others():

@@ -31,6 +31,9 @@ _PHASE_TWO = {"hidden": 0.0, "splice": 1, "stand_ins_first": 0.0, "freeze_embedd
 """Keys of train that need a source, but for these values (and null)."""
 
 
+Optimizer = Literal["adamw", "muon", "normuon"]
+
+
 def most_pieces(block_length: int) -> int:
     """Pieces that a block may be made of: of two tokens or more, as the first of a piece is no label."""
     return max(1, block_length // 2)
@@ -62,12 +65,12 @@ class TrainBlock(Block):
     """Sequences per optimizer step and process."""
     micro_batch: Positive | None = None
     """Sequences per forward pass; null: the whole batch. Must divide batch_size; changes memory, not results."""
-    optimizer: Literal["adamw", "muon", "normuon"] = "adamw"
+    optimizer: Optimizer | None = None
     """muon: orthogonalised momentum for the matrices of the modules, AdamW for the rest; normuon: the same, evened out
-    over what each matrix puts out."""
+    over what each matrix puts out; null: normuon in phase 2, adamw in phase 1 and under fsdp."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-3
     """Highest learning rate, reached after the warm-up."""
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """How the learning rate falls afterwards, to 0."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises."""
@@ -125,7 +128,7 @@ class TrainBlock(Block):
             raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
         if not (self.distill or self.cross_entropy):
             raise ValueError("distill and cross_entropy are both 0: nothing would be learned")
-        if self.fsdp and self.optimizer != "adamw":
+        if self.fsdp and self.optimizer not in (None, "adamw"):
             raise ValueError(
                 f"optimizer {self.optimizer} needs whole matrices, which fsdp shards; use optimizer adamw, or no fsdp"
             )
@@ -143,6 +146,10 @@ class TrainBlock(Block):
         alone = taught and self.distill and not (self.cross_entropy or self.supervise or self.budget)
         chosen = self.splice if self.splice and taught else SPLICE if alone else 1
         return min(chosen, most_pieces(block_length))
+
+    def optimizer_for(self, taught: bool) -> Optimizer:
+        """`optimizer` decided; taught: whether there is a source to learn from."""
+        return self.optimizer or ("normuon" if taught and not self.fsdp else "adamw")
 
     def of_phase_two(self) -> list[str]:
         """Keys that are set and mean nothing without a source to start and to learn from."""

@@ -63,7 +63,7 @@ def test_run_goes_all_the_way(finished: Path) -> None:
     assert 0 < trained != start > 0
     assert report["training"]["curves"]["hidden_loss"]
     assert report["training"]["splice"] == SPLICE, "the report is told what the training did"
-    assert f"blocks of {SPLICE} pieces" in (finished / "stdout.txt").read_text()
+    assert f"tokens by normuon, blocks of {SPLICE} pieces" in (finished / "stdout.txt").read_text()
 
 
 def test_removal_is_told_before_it_is_done(finished: Path) -> None:

@@ -118,6 +118,16 @@ def test_blocks_are_spliced_where_the_source_alone_teaches(given: dict, taught: 
     assert TrainBlock(**given).pieces(taught, 256) == found
 
 
+@pytest.mark.parametrize(
+    ("given", "taught", "found"),
+    [({}, True, "normuon"), ({}, False, "adamw"), ({"fsdp": True}, True, "adamw"),
+     ({"optimizer": "muon"}, True, "muon"), ({"optimizer": "adamw"}, True, "adamw"),
+     ({"optimizer": "normuon"}, False, "normuon")],
+)  # fmt: skip
+def test_the_optimizer_is_normuon_where_a_source_teaches(given: dict, taught: bool, found: str) -> None:
+    assert TrainBlock(**given).optimizer_for(taught) == found
+
+
 @pytest.mark.parametrize(("length", "found"), [(2, 1), (3, 1), (4, 2), (8, 4)])
 def test_short_blocks_are_spliced_of_pieces_of_two_tokens(length: int, found: int) -> None:
     assert TrainBlock().pieces(True, length) == found

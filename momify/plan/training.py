@@ -83,7 +83,7 @@ def training_cost(source: Shape, mom: Shape, settings: TrainBlock, block: int, f
     """
     count = parameters(mom)
     learning = count.total - (count.embeddings + count.head if settings.freeze_embeddings else 0)
-    modules = count.attention + count.ffn if settings.optimizer != "adamw" else 0
+    modules = count.attention + count.ffn if settings.optimizer_for(taught=True) != "adamw" else 0
     sequences = settings.micro_batch or settings.batch_size
     mom_forward = mom_macs(mom, 1, block, planned_usage(mom, 1, block))
     mom_training = 3 * mom_forward.total - (mom_forward.head if settings.freeze_embeddings else 0)

@@ -248,3 +248,14 @@ def test_muon_learns_and_resumes_to_the_same_bits(
     assert run(tmp_path / "cut", data, settings, mom, teach=teach, resume=True) == whole
     for other in {"adamw", "muon", "normuon"} - {optimizer}:
         assert whole != run(tmp_path / other, data, block(optimizer=other), mom, teach=teach)
+
+
+def test_a_taught_model_learns_by_normuon_where_nothing_is_said_and_a_dense_one_by_adamw(
+    tmp_path: Path, data: TokenData, teach: Teach
+) -> None:
+    for teacher, chosen in ((teach, "normuon"), (None, "adamw")):
+        runs = [
+            run(tmp_path / f"{chosen}-{optimizer}", data, block(optimizer=optimizer), mom, teach=teacher)
+            for optimizer in (None, "adamw", "normuon")
+        ]
+        assert runs[0] == runs[1 if chosen == "adamw" else 2] != runs[2 if chosen == "adamw" else 1]
