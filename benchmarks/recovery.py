@@ -39,8 +39,9 @@ COSINE_10 = {"importance": "cosine", "refit_ridge": 10.0}
 COSINE_30, FOLLOWED = {"importance": "cosine", "refit_ridge": 30.0}, {"hidden": None}
 TRIAL_30 = {"importance": "trial", "refit_ridge": 30.0}
 NORMUON, SPLICED = {"optimizer": "normuon"}, {"splice": None}
-PLAIN = {"hidden": 0.0, "splice": 1, "schedule": "cosine", "warmup": 0.1}
+PLAIN = {"hidden": 0.0, "splice": 1, "schedule": "cosine", "warmup": 0.1, "matrix_rate": 1.0}
 LINE = {"schedule": "linear", "warmup": 0.03}
+FAST = {**NORMUON, **LINE, "matrix_rate": 2.0}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "control": ("the source, trained on", {"mom": {"mha": 12, "ffn": 12},
@@ -65,8 +66,13 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
               {"mom": TRIAL_30, "train": {**FOLLOWED, **NORMUON}}),
     "spliced": ("the same, each block of four places of the text",
                 {"mom": TRIAL_30, "train": {**FOLLOWED, **NORMUON, **SPLICED}}),
-    "linear": ("the same, the learning rate falling in a line",
+    "linear": ("the same, the learning rate falling in a line after a shorter warm-up",
                {"mom": TRIAL_30, "train": {**FOLLOWED, **NORMUON, **SPLICED, **LINE}}),
+    "fast": ("the same, matrices at twice the learning rate: momify's default",
+             {"mom": TRIAL_30, "train": {**FOLLOWED, **SPLICED, **FAST}}),
+    "cosine_fast": ("lowest block influence, left out, predictions alone, trained as `fast`",
+                    {"mom": {**BARE, "importance": "cosine"}, "train": FAST}),
+    "static_fast": ("greedy by loss, left out, predictions alone, trained as `fast`", {"mom": BARE, "train": FAST}),
     "cosine_normuon": ("lowest block influence, NorMuon for the matrices",
                        {"mom": {**BARE, "importance": "cosine"}, "train": NORMUON}),
     "cosine_hidden": ("lowest block influence, hidden states followed too",

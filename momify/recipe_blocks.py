@@ -25,13 +25,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_no_nul)]
 Names = Annotated[list[Text], BeforeValidator(_one_or_many)]
+Optimizer = Literal["adamw", "muon", "normuon"]
 HIDDEN = 10.0  # train.hidden where nothing else is said (docs/results.md)
 SPLICE = 4  # train.splice
 _PHASE_TWO = {"hidden": 0.0, "splice": 1, "stand_ins_first": 0.0, "freeze_embeddings": False}
 """Keys of train that need a source, but for these values (and null)."""
-
-
-Optimizer = Literal["adamw", "muon", "normuon"]
 
 
 def most_pieces(block_length: int) -> int:
@@ -67,12 +65,15 @@ class TrainBlock(Block):
     """Sequences per forward pass; null: the whole batch. Must divide batch_size; changes memory, not results."""
     optimizer: Optimizer | None = None
     """muon: orthogonalised momentum for the matrices of the modules, AdamW for the rest; normuon: the same, evened out
-    over what each matrix puts out; null: normuon in phase 2, adamw in phase 1 and under fsdp."""
+    over what each matrix puts out; null: normuon where the source's predictions are learned and nothing is sharded,
+    else adamw."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-3
     """Highest learning rate, reached after the warm-up."""
+    matrix_rate: Annotated[float, Field(gt=0)] = 2.0
+    """That of the modules' matrices under muon and normuon, in multiples of learning_rate; they also decay by it."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """How the learning rate falls afterwards, to 0."""
-    warmup: Share = 0.1
+    warmup: Share = 0.03
     """Share of the steps over which the learning rate rises."""
     weight_decay: Weight = 0.1
     """Decoupled weight decay of matrices and embeddings; biases and norms have none."""
@@ -130,7 +131,7 @@ class TrainBlock(Block):
             raise ValueError("distill and cross_entropy are both 0: nothing would be learned")
         if self.fsdp and self.optimizer not in (None, "adamw"):
             raise ValueError(
-                f"optimizer {self.optimizer} needs whole matrices, which fsdp shards; use optimizer adamw, or no fsdp"
+                f"optimizer {self.optimizer} needs whole matrices, which fsdp shards; leave optimizer out, or fsdp"
             )
         if self.fsdp and self.stand_ins_first:
             raise ValueError("fsdp saves optimizer state of all weights or none; use stand_ins_first 0, or no fsdp")
@@ -149,7 +150,7 @@ class TrainBlock(Block):
 
     def optimizer_for(self, taught: bool) -> Optimizer:
         """`optimizer` decided; taught: whether there is a source to learn from."""
-        return self.optimizer or ("normuon" if taught and not self.fsdp else "adamw")
+        return self.optimizer or ("normuon" if taught and self.distill and not self.fsdp else "adamw")
 
     def of_phase_two(self) -> list[str]:
         """Keys that are set and mean nothing without a source to start and to learn from."""

@@ -115,6 +115,7 @@ def test_paper_settings_of_the_three_sizes() -> None:
         assert (recipe.data.valid_tokens, recipe.data.block_length) == (4_000_000, 1024), path
         for block in filter(None, (recipe.train, recipe.source.scratch and recipe.source.scratch.train)):
             assert (block.batch_size, block.learning_rate, block.warmup) == (64, 1e-3, 0.1), path
+            assert (block.optimizer, block.schedule) == ("adamw", "cosine"), path  # momify's own are unmeasured there
             assert (block.dropout, block.precision) == (0, "bf16"), path
         if recipe.source.model:  # made by the recipe of that size
             assert os.path.normpath(recipe.source.model) == f"runs/{path.stem.split('-')[0]}/source"

@@ -40,7 +40,8 @@ def training_lines(plan: Plan, settings: TrainBlock) -> list[str]:
     lines = [f"training, per GPU: {size(cost.bytes)} at the peak with {batch} sequences at once ({parts})"]
     if plan.micro_batch is None:
         lines.append(
-            f"does not fit an {speed.device}, not even one sequence at once; train.fsdp=true shards it over several"
+            f"does not fit an {speed.device}, not even one sequence at once; train.fsdp=true shards it over several "
+            "(and trains by AdamW)"
         )
     elif plan.micro_batch < batch:
         lines.append(f"fits an {speed.device} with train.micro_batch={plan.micro_batch}, which changes no result")

@@ -185,6 +185,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
         held_out=HeldOut(data.valid_tensor(_EVAL_TOKENS), Protocol(data.block_length, data.block_length)),
         teacher=course.teacher,
         optimizer=settings.optimizer_for(course.teacher is not None),
+        matrix_rate=settings.matrix_rate,
         routing=aids,
         goal=hidden_goal(course, arguments.device) if settings.hidden else None,
         steps_alone=alone,

@@ -18,7 +18,9 @@ _RMS = 0.2  # root mean square of an AdamW update, so that learning rates and de
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW whose groups with `muon: True` are stacks of matrices (..., in, out) updated by orthogonalised momentum.
+    """AdamW whose groups with `muon: True` are stacks of matrices (..., in, out) updated by orthogonalised momentum,
+    at `rate` times the learning rate where such a group has one. A matrix without any gradient, of a module that no
+    token took, is not updated (it decays, as with AdamW).
 
     evened: NorMuon, whose running mean square forgets as AdamW's second moment does (`betas`).
     """
@@ -46,13 +48,14 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, lr = self.state[parameter], group["lr"]
+        state, lr = self.state[parameter], group["lr"] * group.get("rate", 1.0)
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
             state["step"] = torch.zeros(())  # AdamW, on loading, looks for it in every state
         state["step"] += 1
         momentum = state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
-        direction = orthogonalise(parameter.grad.lerp(momentum, self.momentum))  # Nesterov
+        used = parameter.grad.flatten(-2).any(-1)[..., None, None]  # else old momentum would move at full size
+        direction = orthogonalise(parameter.grad.lerp(momentum, self.momentum)) * used  # Nesterov
         if self.evened:
             direction = _evened(direction, state, group["betas"][1], group["eps"])
         scale = _RMS * max(parameter.shape[-2:]) ** 0.5
@@ -85,15 +88,18 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def parameter_groups(model: nn.Module, decayed: Iterable[str], weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, decayed: Iterable[str], weight_decay: float, matrix_rate: float = 1.0
+) -> list[dict[str, Any]]:
     """Parameter groups of `model`: matrices of the blocks, for Muon; what else has weight decay; and what has none.
 
+    matrix_rate: the matrices' learning rate, in multiples of the others'.
     Embeddings, head, positions, routers, patches and step deltas stay with AdamW, as do vectors. `decayed` names what
     decays.
     """
     decayed = set(decayed)
     groups: dict[str, dict[str, Any]] = {
-        "matrices": {"params": [], "weight_decay": weight_decay, "muon": True},
+        "matrices": {"params": [], "weight_decay": weight_decay, "muon": True, "rate": matrix_rate},
         "decayed": {"params": [], "weight_decay": weight_decay, "muon": False},
         "plain": {"params": [], "weight_decay": 0.0, "muon": False},
     }

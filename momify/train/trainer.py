@@ -67,13 +67,15 @@ class MomTrainer(SturdyTrainer):
         held_out: HeldOut,
         teacher: PreTrainedModel | None = None,
         optimizer: str = "adamw",
+        matrix_rate: float = 1.0,
         routing: RoutingAids | None = None,
         goal: HiddenGoal | None = None,
         steps_alone: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.weights, self.held_out, self.optimizer_name = weights, held_out, optimizer
+        self.weights, self.held_out = weights, held_out
+        self.optimizer_name, self.matrix_rate = optimizer, matrix_rate
         self.routing, self.goal, self.steps_alone = routing or RoutingAids(), goal, steps_alone
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
 
@@ -140,7 +142,8 @@ class MomTrainer(SturdyTrainer):
         if self.optimizer_name == "adamw" or self.optimizer is not None:
             return super().create_optimizer(model)
         model = self.model if model is None else model
-        groups = parameter_groups(model, self.get_decay_parameter_names(model), self.args.weight_decay)
+        decayed, decay = self.get_decay_parameter_names(model), self.args.weight_decay
+        groups = parameter_groups(model, decayed, decay, self.matrix_rate)
         betas, evened = (self.args.adam_beta1, self.args.adam_beta2), self.optimizer_name == "normuon"
         self.optimizer = Muon(
             groups, lr=self.args.learning_rate, evened=evened, betas=betas, eps=self.args.adam_epsilon

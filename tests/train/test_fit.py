@@ -259,3 +259,14 @@ def test_a_taught_model_learns_by_normuon_where_nothing_is_said_and_a_dense_one_
             for optimizer in (None, "adamw", "normuon")
         ]
         assert runs[0] == runs[1 if chosen == "adamw" else 2] != runs[2 if chosen == "adamw" else 1]
+
+
+@pytest.mark.parametrize(("optimizer", "moves"), [("normuon", True), ("muon", True), ("adamw", False)])
+def test_the_matrices_rate_is_theirs(
+    tmp_path: Path, data: TokenData, teach: Teach, optimizer: str, moves: bool
+) -> None:
+    usual, other = (
+        run(tmp_path / f"{rate}", data, block(optimizer=optimizer, **rate), mom, teach=teach)
+        for rate in ({}, {"matrix_rate": 0.5})
+    )
+    assert (usual != other) == moves

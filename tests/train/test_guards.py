@@ -110,9 +110,10 @@ def diverge(model: nn.Module, loss: torch.Tensor, rate: float) -> torch.Tensor:
     return loss * float("inf") if rate > 0.9 * RATE else loss
 
 
-def test_three_in_a_row_go_back_with_a_lower_rate(course: Course, dense: GPT2LMHeadModel) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "normuon"])
+def test_three_in_a_row_go_back_with_a_lower_rate(course: Course, dense: GPT2LMHeadModel, optimizer: str) -> None:
     course.faults = dict.fromkeys((8, 9, 10), diverge)
-    course.train(dense)
+    course.train(dense, optimizer=optimizer)
     assert any("going back to the checkpoint before step 8, now with 0.3 times" in line for line in course.said)
     rows = course.rows()
     assert [row["step"] for row in rows] == list(range(1, 13))  # no gaps, no doubles
@@ -122,15 +123,16 @@ def test_three_in_a_row_go_back_with_a_lower_rate(course: Course, dense: GPT2LMH
     assert json.loads((course.folder / "checkpoints" / "rollback.json").read_text())["times"] == 1
 
 
-def test_resumed_run_keeps_the_lower_rate(course: Course, dense: GPT2LMHeadModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "normuon"])
+def test_resumed_run_keeps_the_lower_rate(course: Course, dense: GPT2LMHeadModel, optimizer: str) -> None:
     start = copy.deepcopy(dense.state_dict())
     course.faults = dict.fromkeys((5, 6, 7), diverge)
-    course.train(dense)
+    course.train(dense, optimizer=optimizer)
     whole = copy.deepcopy(dense.state_dict())
     for name in ("checkpoint-12", "checkpoint-9"):  # as if killed before they were saved
         (course.folder / "checkpoints" / name / "model.safetensors").unlink()
     dense.load_state_dict(start)
-    course.train(dense, resume=True)
+    course.train(dense, resume=True, optimizer=optimizer)
     assert all(torch.equal(whole[name], value) for name, value in dense.state_dict().items())
     assert sum("is damaged (model.safetensors is missing)" in line for line in course.said) == 2
 

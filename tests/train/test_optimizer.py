@@ -86,6 +86,46 @@ def test_stack_equals_its_matrices_one_by_one(evened: bool) -> None:
     assert torch.allclose(stack, torch.stack(list(singles)), atol=1e-6)
 
 
+@pytest.mark.parametrize("evened", [False, True])
+def test_a_rate_multiplies_the_learning_rate_of_the_matrices_alone(evened: bool) -> None:
+    def moved(lr: float, **rate: float) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        matrix, vector = nn.Parameter(torch.randn(2, 4, 6)), nn.Parameter(torch.randn(6))
+        groups = [{"params": [matrix], "weight_decay": 0.1, "muon": True, **rate}, {"params": [vector]}]
+        optimizer = Muon(groups, lr=lr, evened=evened)
+        for _ in range(3):
+            matrix.grad, vector.grad = torch.randn(2, 4, 6), torch.randn(6)
+            optimizer.step()
+        return [matrix.detach(), vector.detach()]
+
+    (slow, vector), (fast, same), (wished, _) = moved(0.01), moved(0.01, rate=3.0), moved(0.03)
+    assert torch.equal(vector, same)
+    torch.testing.assert_close(fast, wished)
+    assert not torch.allclose(slow, fast)
+
+
+@pytest.mark.parametrize("evened", [False, True])
+def test_a_module_that_no_token_took_decays_and_moves_no_further(evened: bool) -> None:
+    """Orthogonalised, the momentum of its last gradient would move it at full size for hundreds of steps."""
+    torch.manual_seed(0)
+    stack = nn.Parameter(torch.randn(2, 4, 6))
+    alone = nn.Parameter(stack.detach()[:1].clone())
+    both, one = (
+        Muon([{"params": [p], "weight_decay": 0.1, "muon": True}], lr=0.01, evened=evened) for p in (stack, alone)
+    )
+    for step in range(6):
+        stack.grad = torch.randn(2, 4, 6)
+        if step:
+            stack.grad[1] = 0.0
+        alone.grad = stack.grad[:1].clone()
+        both.step()
+        one.step()
+        if not step:
+            last = stack.detach()[1].clone()
+    torch.testing.assert_close(stack[1], last * (1 - 0.001) ** 5)
+    torch.testing.assert_close(stack[:1], alone)  # the other learns as if it were alone
+
+
 def test_without_matrices_it_is_adamw() -> None:
     torch.manual_seed(0)
     models = [nn.Linear(5, 4) for _ in range(2)]

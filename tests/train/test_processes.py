@@ -19,7 +19,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 HERE = Path(__file__).parent
 # Draws differ between processes and the balance loss is no mean over tokens: without them the sums must agree.
 PLAIN = ("train.steps=12", "train.dropout=0", "train.explore=0", "train.balance=0", "train.log_every=1",
-         "train.micro_batch=null", "train.save_every=6")  # fmt: skip
+         "train.micro_batch=null", "train.save_every=6", "train.optimizer=adamw")  # fmt: skip
 
 
 def script(name: str) -> tuple[str, ...]:

@@ -27,9 +27,14 @@ SHAPE = {
 }  # fmt: skip
 LAYERS = [0, 1, 2, 3]
 WAYS = {
-    "adamw": {},
-    "muon, hidden states": {"optimizer": "muon", "hidden": 0.5},
-    "adamw, no clipping, checkpointed, cut": {"clip": 0.0, "gradient_checkpointing": True, "micro_batch": 2},
+    "adamw": {"optimizer": "adamw"},
+    "normuon, hidden states": {"optimizer": "normuon", "hidden": 0.5},
+    "muon, no clipping, checkpointed, cut": {
+        "optimizer": "muon",
+        "clip": 0.0,
+        "gradient_checkpointing": True,
+        "micro_batch": 2,
+    },
 }
 
 
