@@ -122,7 +122,8 @@ def test_blocks_are_spliced_where_the_source_alone_teaches(given: dict, taught: 
     ("given", "taught", "found"),
     [({}, True, "normuon"), ({}, False, "adamw"), ({"fsdp": True}, True, "adamw"),
      ({"optimizer": "muon"}, True, "muon"), ({"optimizer": "adamw"}, True, "adamw"),
-     ({"optimizer": "normuon"}, False, "normuon")],
+     ({"optimizer": "normuon"}, False, "normuon"),
+     ({"distill": 0.0, "cross_entropy": 1.0}, True, "adamw")],
 )  # fmt: skip
 def test_the_optimizer_is_normuon_where_a_source_teaches(given: dict, taught: bool, found: str) -> None:
     assert TrainBlock(**given).optimizer_for(taught) == found
