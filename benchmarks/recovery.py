@@ -39,9 +39,10 @@ COSINE_10 = {"importance": "cosine", "refit_ridge": 10.0}
 COSINE_30, FOLLOWED = {"importance": "cosine", "refit_ridge": 30.0}, {"hidden": None}
 TRIAL_30 = {"importance": "trial", "refit_ridge": 30.0}
 NORMUON, SPLICED = {"optimizer": "normuon"}, {"splice": None}
-PLAIN = {"hidden": 0.0, "splice": 1, "schedule": "cosine", "warmup": 0.1, "matrix_rate": 1.0}
+PLAIN = {"hidden": 0.0, "splice": 1, "schedule": "cosine", "warmup": 0.1, "matrix_rate": 1.0, "embedding_rate": 1.0}
 LINE = {"schedule": "linear", "warmup": 0.03}
 FAST = {**NORMUON, **LINE, "matrix_rate": 2.0}
+SLOW = {**FOLLOWED, **SPLICED, **FAST, "embedding_rate": 0.5}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "control": ("the source, trained on", {"mom": {"mha": 12, "ffn": 12},
@@ -68,8 +69,9 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                 {"mom": TRIAL_30, "train": {**FOLLOWED, **NORMUON, **SPLICED}}),
     "linear": ("the same, the learning rate falling in a line after a shorter warm-up",
                {"mom": TRIAL_30, "train": {**FOLLOWED, **NORMUON, **SPLICED, **LINE}}),
-    "fast": ("the same, matrices at twice the learning rate: momify's default",
+    "fast": ("the same, matrices at twice the learning rate",
              {"mom": TRIAL_30, "train": {**FOLLOWED, **SPLICED, **FAST}}),
+    "slow_embeddings": ("the same, embeddings at half of it: momify's default", {"mom": TRIAL_30, "train": SLOW}),
     "cosine_fast": ("lowest block influence, left out, predictions alone, trained as `fast`",
                     {"mom": {**BARE, "importance": "cosine"}, "train": FAST}),
     "static_fast": ("greedy by loss, left out, predictions alone, trained as `fast`", {"mom": BARE, "train": FAST}),
@@ -150,6 +152,14 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "few_mha_merged": (
         "the same, no changes, modules start as the mean of their layers",
         {"mom": {**FEW, "step_rank": 0, "merge": True}},
+    ),
+    "few_default": (
+        "the same as `few_mha_delta_cosine`, a ridge of 30, trained as momify does by default",
+        {"mom": {**FEW, **COSINE_30, "step_rank": 12, "merge": True}, "train": SLOW},
+    ),
+    "few_default_4": (
+        "the same, step changes of rank 4",
+        {"mom": {**FEW, **COSINE_30, "step_rank": 4, "merge": True}, "train": SLOW},
     ),
     "few_mha": ("12 -> 3 attention modules at 3 steps, all 12 feed-forward", {"mom": {"mha": 3, "ffn": 12}}),
 }  # fmt: skip

@@ -62,7 +62,7 @@ def train_table(given: argparse.Namespace) -> None:
             "mom": {"refit_tokens": 32_768, **changes["mom"]},
             "data": {"train": given.data, "valid": given.valid, "block_length": given.block},
             "train": {"steps": given.train, "batch_size": 4, "optimizer": "muon", "learning_rate": 1e-3, "hidden": 0.0,
-                      "splice": 1, "schedule": "cosine", "warmup": 0.1, "matrix_rate": 1.0,
+                      "splice": 1, "schedule": "cosine", "warmup": 0.1, "matrix_rate": 1.0, "embedding_rate": 1.0,
                       "save_every": given.train, "keep": 1, **changes.get("train", {})},
             "eval": {"limit": given.windows},
         }  # fmt: skip

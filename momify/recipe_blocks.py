@@ -71,6 +71,8 @@ class TrainBlock(Block):
     """Highest learning rate, reached after the warm-up."""
     matrix_rate: Annotated[float, Field(gt=0)] = 2.0
     """That of the modules' matrices under muon and normuon, in multiples of learning_rate; they also decay by it."""
+    embedding_rate: Annotated[float, Field(gt=0)] = 0.5
+    """Likewise that of token and position embeddings and the head."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """How the learning rate falls afterwards, to 0."""
     warmup: Share = 0.03

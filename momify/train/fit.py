@@ -24,6 +24,7 @@ from momify.train.checkpoints import drop_after, newest_whole, read_seal, sweep
 from momify.train.frozen import freeze
 from momify.train.guards import Rollback, UnfitStepsError, read_rollback, write_rollback
 from momify.train.hidden import VARIANCE_TOKENS, HiddenGoal, matching_depths, source_variances
+from momify.train.optimizer import Rates
 from momify.train.spending import BudgetHold, take_threshold
 from momify.train.stand_ins import count_added, steps_alone
 from momify.train.supervise import Supervision
@@ -185,7 +186,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
         held_out=HeldOut(data.valid_tensor(_EVAL_TOKENS), Protocol(data.block_length, data.block_length)),
         teacher=course.teacher,
         optimizer=settings.optimizer_for(course.teacher is not None),
-        matrix_rate=settings.matrix_rate,
+        rates=Rates(settings.learning_rate, settings.matrix_rate, settings.embedding_rate),
         routing=aids,
         goal=hidden_goal(course, arguments.device) if settings.hidden else None,
         steps_alone=alone,

@@ -11,8 +11,13 @@ _EMBEDDINGS = ("wte.weight", "wpe.weight", "lm_head.weight")
 def freeze(model: PreTrainedModel, settings: TrainBlock) -> None:
     """Take `requires_grad` from all that does not learn under these settings: no gradient, no optimizer state."""
     for name, parameter in model.named_parameters():
-        if _is_idle(name, model, settings) or (settings.freeze_embeddings and name.endswith(_EMBEDDINGS)):
+        if _is_idle(name, model, settings) or (settings.freeze_embeddings and is_embedding(name)):
             parameter.requires_grad_(False)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether the parameter is the embedding of tokens or positions, or the head, dense or MoM."""
+    return name.endswith(_EMBEDDINGS)
 
 
 def _is_idle(name: str, model: PreTrainedModel, settings: TrainBlock) -> bool:

@@ -7,10 +7,13 @@ square of it, so that all of them move alike, as AdamW has it for each weight.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from momify.train.frozen import is_embedding
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that torch.optim.Muon uses
 _ITERATIONS = 5
@@ -18,9 +21,9 @@ _RMS = 0.2  # root mean square of an AdamW update, so that learning rates and de
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW whose groups with `muon: True` are stacks of matrices (..., in, out) updated by orthogonalised momentum,
-    at `rate` times the learning rate where such a group has one. A matrix without any gradient, of a module that no
-    token took, is not updated (it decays, as with AdamW).
+    """AdamW whose groups with `muon: True` are stacks of matrices (..., in, out) updated by orthogonalised momentum.
+
+    A matrix without any gradient, of a module that no token took, is not updated (it decays, as with AdamW).
 
     evened: NorMuon, whose running mean square forgets as AdamW's second moment does (`betas`).
     """
@@ -48,7 +51,7 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, lr = self.state[parameter], group["lr"] * group.get("rate", 1.0)
+        state, lr = self.state[parameter], group["lr"]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
             state["step"] = torch.zeros(())  # AdamW, on loading, looks for it in every state
@@ -88,26 +91,43 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def parameter_groups(
-    model: nn.Module, decayed: Iterable[str], weight_decay: float, matrix_rate: float = 1.0
-) -> list[dict[str, Any]]:
-    """Parameter groups of `model`: matrices of the blocks, for Muon; what else has weight decay; and what has none.
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates: the highest of most weights, and those of two kinds in multiples of it."""
 
-    matrix_rate: the matrices' learning rate, in multiples of the others'.
+    usual: float
+    matrices: float = 1.0
+    embeddings: float = 1.0
+
+
+def parameter_groups(
+    model: nn.Module, decayed: Iterable[str], weight_decay: float, rates: Rates
+) -> list[dict[str, Any]]:
+    """Parameter groups of `model`, each at its own rate: what has no weight decay, what else has, embeddings and head,
+    and last the matrices of the blocks, for Muon.
+
     Embeddings, head, positions, routers, patches and step deltas stay with AdamW, as do vectors. `decayed` names what
     decays.
     """
     decayed = set(decayed)
-    groups: dict[str, dict[str, Any]] = {
-        "matrices": {"params": [], "weight_decay": weight_decay, "muon": True, "rate": matrix_rate},
-        "decayed": {"params": [], "weight_decay": weight_decay, "muon": False},
-        "plain": {"params": [], "weight_decay": 0.0, "muon": False},
+    groups: dict[str, dict[str, Any]] = {  # first one of the usual rate: the Trainer logs that of the first
+        "plain": {"weight_decay": 0.0, "lr": rates.usual},
+        "decayed": {"weight_decay": weight_decay, "lr": rates.usual},
+        "embeddings": {"weight_decay": weight_decay, "lr": rates.usual * rates.embeddings},
+        "matrices": {"weight_decay": weight_decay, "lr": rates.usual * rates.matrices, "muon": True},
     }
+    members: dict[str, list[nn.Parameter]] = {kind: [] for kind in groups}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            in_block = any(part in name for part in (".mha.", ".ffn.", ".attn.", ".mlp."))
-            kind = "decayed" if name in decayed else "plain"
-            if in_block and name.endswith(".weight") and parameter.ndim >= 2:
-                kind = "matrices"
-            groups[kind]["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
+            members[_kind(name, parameter, name in decayed)].append(parameter)
+    return [{"params": members[kind], **groups[kind]} for kind in groups if members[kind]]
+
+
+def _kind(name: str, parameter: nn.Parameter, decays: bool) -> str:
+    """The group of a parameter."""
+    if is_embedding(name):
+        return "embeddings"
+    in_block = any(part in name for part in (".mha.", ".ffn.", ".attn.", ".mlp."))
+    if in_block and name.endswith(".weight") and parameter.ndim >= 2:
+        return "matrices"
+    return "decayed" if decays else "plain"

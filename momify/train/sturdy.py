@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from momify import processes
+from momify.errors import MomifyError
 from momify.files import disk_errors
 from momify.train.checkpoints import PARTIAL, Seal, put_in_place, read_seal, rotate, seal
 from momify.train.guards import StepGuard
@@ -100,7 +101,15 @@ class SturdyTrainer(Trainer):
         return Path(folder) / f"tally_{self.args.process_index}.pt"
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise MomifyError(
+                f"{checkpoint}: its optimizer groups the weights otherwise ({error}), as another version of momify "
+                "did; go on with that version, or start the run anew"
+            ) from None
         if checkpoint is None:
             return
         found = read_seal(Path(checkpoint))

@@ -13,7 +13,7 @@ from momify.model.half import Observe, Sight
 from momify.train.head_loss import HeadLoss, Teacher
 from momify.train.hidden import HiddenGap, HiddenGoal, residuals
 from momify.train.losses import balance_loss, next_token_loss
-from momify.train.optimizer import Muon, parameter_groups
+from momify.train.optimizer import Muon, Rates, parameter_groups
 from momify.train.routing_log import routing_sums
 from momify.train.spending import BudgetHold
 from momify.train.stand_ins import hold_back
@@ -67,7 +67,7 @@ class MomTrainer(SturdyTrainer):
         held_out: HeldOut,
         teacher: PreTrainedModel | None = None,
         optimizer: str = "adamw",
-        matrix_rate: float = 1.0,
+        rates: Rates | None = None,
         routing: RoutingAids | None = None,
         goal: HiddenGoal | None = None,
         steps_alone: int = 0,
@@ -75,7 +75,7 @@ class MomTrainer(SturdyTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.weights, self.held_out = weights, held_out
-        self.optimizer_name, self.matrix_rate = optimizer, matrix_rate
+        self.optimizer_name, self.rates = optimizer, rates or Rates(self.args.learning_rate)
         self.routing, self.goal, self.steps_alone = routing or RoutingAids(), goal, steps_alone
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
 
@@ -143,11 +143,9 @@ class MomTrainer(SturdyTrainer):
             return super().create_optimizer(model)
         model = self.model if model is None else model
         decayed, decay = self.get_decay_parameter_names(model), self.args.weight_decay
-        groups = parameter_groups(model, decayed, decay, self.matrix_rate)
+        groups = parameter_groups(model, decayed, decay, self.rates)
         betas, evened = (self.args.adam_beta1, self.args.adam_beta2), self.optimizer_name == "normuon"
-        self.optimizer = Muon(
-            groups, lr=self.args.learning_rate, evened=evened, betas=betas, eps=self.args.adam_epsilon
-        )
+        self.optimizer = Muon(groups, lr=self.rates.usual, evened=evened, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
     def _ask_teacher(self, inputs: dict[str, Tensor]) -> tuple[HeadLoss, HiddenGap | None]:

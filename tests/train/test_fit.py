@@ -19,6 +19,7 @@ from momify.data.blocks import TokenData
 from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
 from momify.recipe_blocks import TrainBlock
+from momify.train import trainer
 from momify.train.callbacks import StopOnSignal, keep_rows_up_to
 from momify.train.checkpoints import newest_whole
 from momify.train.fit import Place, Stopped, fit
@@ -250,6 +251,19 @@ def test_muon_learns_and_resumes_to_the_same_bits(
         assert whole != run(tmp_path / other, data, block(optimizer=other), mom, teach=teach)
 
 
+def test_a_checkpoint_of_other_optimizer_groups_is_refused_in_a_line(
+    tmp_path: Path, data: TokenData, teach: Teach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = block(optimizer="normuon")
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4, signal.SIGTERM)
+        run(tmp_path / "cut", data, settings, mom, teach=teach)
+    grouped = trainer.parameter_groups
+    monkeypatch.setattr(trainer, "parameter_groups", lambda *given: grouped(*given)[1:])
+    with pytest.raises(MomifyError, match="start the run anew"):
+        run(tmp_path / "cut", data, settings, mom, teach=teach, resume=True)
+
+
 def test_a_taught_model_learns_by_normuon_where_nothing_is_said_and_a_dense_one_by_adamw(
     tmp_path: Path, data: TokenData, teach: Teach
 ) -> None:
@@ -262,11 +276,12 @@ def test_a_taught_model_learns_by_normuon_where_nothing_is_said_and_a_dense_one_
 
 
 @pytest.mark.parametrize(("optimizer", "moves"), [("normuon", True), ("muon", True), ("adamw", False)])
-def test_the_matrices_rate_is_theirs(
-    tmp_path: Path, data: TokenData, teach: Teach, optimizer: str, moves: bool
+@pytest.mark.parametrize("of", ["matrix_rate", "embedding_rate"])
+def test_rates_are_handed_on(
+    tmp_path: Path, data: TokenData, teach: Teach, of: str, optimizer: str, moves: bool
 ) -> None:
     usual, other = (
         run(tmp_path / f"{rate}", data, block(optimizer=optimizer, **rate), mom, teach=teach)
-        for rate in ({}, {"matrix_rate": 0.5})
+        for rate in ({}, {of: 0.7})
     )
     assert (usual != other) == moves

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from momify.model import MomConfig, MomForCausalLM
-from momify.train.optimizer import Muon, orthogonalise, parameter_groups
+from momify.train.optimizer import Muon, Rates, orthogonalise, parameter_groups
 
 
 @settings(max_examples=20, deadline=None)
@@ -87,24 +88,6 @@ def test_stack_equals_its_matrices_one_by_one(evened: bool) -> None:
 
 
 @pytest.mark.parametrize("evened", [False, True])
-def test_a_rate_multiplies_the_learning_rate_of_the_matrices_alone(evened: bool) -> None:
-    def moved(lr: float, **rate: float) -> list[torch.Tensor]:
-        torch.manual_seed(0)
-        matrix, vector = nn.Parameter(torch.randn(2, 4, 6)), nn.Parameter(torch.randn(6))
-        groups = [{"params": [matrix], "weight_decay": 0.1, "muon": True, **rate}, {"params": [vector]}]
-        optimizer = Muon(groups, lr=lr, evened=evened)
-        for _ in range(3):
-            matrix.grad, vector.grad = torch.randn(2, 4, 6), torch.randn(6)
-            optimizer.step()
-        return [matrix.detach(), vector.detach()]
-
-    (slow, vector), (fast, same), (wished, _) = moved(0.01), moved(0.01, rate=3.0), moved(0.03)
-    assert torch.equal(vector, same)
-    torch.testing.assert_close(fast, wished)
-    assert not torch.allclose(slow, fast)
-
-
-@pytest.mark.parametrize("evened", [False, True])
 def test_a_module_that_no_token_took_decays_and_moves_no_further(evened: bool) -> None:
     """Orthogonalised, the momentum of its last gradient would move it at full size for hundreds of steps."""
     torch.manual_seed(0)
@@ -167,18 +150,35 @@ def test_state_survives_saving(evened: bool) -> None:
     assert torch.equal(whole[1], second[1])
 
 
-def test_groups_hold_every_parameter_once() -> None:
+def test_groups_hold_every_parameter_once_at_its_rate() -> None:
     config = MomConfig(vocab_size=31, n_positions=8, hidden_size=16, num_attention_heads=2, intermediate_size=32,
                        num_mha_modules=2, num_ffn_modules=2, num_steps=3, patch_rank=2, step_rank=2,
                        ffn_homes=[0, 0, 1], ffn_reach=[[0], [0], [0, 1, 2]], mha_homes=[1, 1, 2],
                        mha_reach=[[1], [1], [2]])  # fmt: skip
     model = MomForCausalLM(config)
-    small = [name for name, _ in model.named_parameters() if "patch" in name or "delta" in name]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    small = [name for name in names.values() if "patch" in name or "delta" in name]
     assert len(small) == 2 * 3 + 4 * 3
-    decayed = [name for name, _ in model.named_parameters() if "bias" not in name and "ln" not in name]
-    groups = parameter_groups(model, decayed, 0.1)
+    decayed = [name for name in names.values() if "bias" not in name and "ln" not in name]
+    groups = parameter_groups(model, decayed, 0.1, Rates(0.01, 2.0, 0.5))
     held = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
-    matrices = {name for name, p in model.named_parameters() if any(p is q for q in groups[0]["params"])}
+    assert sorted(held) == sorted(names)
+    by_rate: dict[float, set[str]] = {}
+    for group in groups:
+        by_rate.setdefault(group["lr"], set()).update(names[id(parameter)] for parameter in group["params"])
     pool = {f"model.{part}.weight" for part in ("mha.qkv", "mha.out", "ffn.up", "ffn.down")}
-    assert matrices == pool, "the factors of patches and deltas go to AdamW"
+    embeddings = {"model.wte.weight", "model.wpe.weight"}  # the head is tied
+    assert by_rate == {0.02: pool, 0.005: embeddings, 0.01: set(names.values()) - pool - embeddings}
+    assert groups[0]["lr"] == 0.01, "the rate that the Trainer logs"
+    assert [group.get("muon", False) for group in groups] == [group["lr"] == 0.02 for group in groups]
+    decays = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decays == set(decayed)
+
+
+def test_a_head_of_its_own_learns_at_the_embeddings_rate() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=31, n_positions=8, n_embd=16, n_layer=1, n_head=2,
+                                       tie_word_embeddings=False))  # fmt: skip
+    groups = parameter_groups(model, [], 0.1, Rates(1.0, 2.0, 0.5))
+    slow = {id(parameter) for group in groups if group["lr"] == 0.5 for parameter in group["params"]}
+    body = model.transformer
+    assert slow == {id(module.weight) for module in (model.lm_head, body.wte, body.wpe)}
