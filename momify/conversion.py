@@ -19,13 +19,13 @@ from momify.convert.network import Network
 from momify.convert.refit import Fitted, Fitting, has_to_fit, most_tokens, refit, unfitted
 from momify.convert.routers import FIT_TOKENS, RouterFit, fit_routers
 from momify.convert.short_training import ShortTraining
-from momify.convert.source import open_source
+from momify.convert.source import Source, open_source
 from momify.convert.trial import CANDIDATES, TRIED_WEIGHTS, best_of_trials, set_apart, tells
 from momify.data.blocks import TokenData, load_tokens
 from momify.data.documents import Corpus
 from momify.data.tokenizer import load_tokenizer
 from momify.measure.budget import check_budget
-from momify.model import MomForCausalLM
+from momify.model import MomConfig, MomForCausalLM
 from momify.models import locate, write_model
 from momify.recipe import Recipe
 from momify.recipe_blocks import DataBlock, MomBlock
@@ -44,11 +44,11 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     tokenizer = load_tokenizer(source.folder)
     network = network_of(source)
     text = CalibrationText(recipe, tokenizer, screen)
-    importance, plan = choose(network, text, source.sha256, screen)
     routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys, seed=recipe.run.seed)
-    target = mom_config(source.config, plan, source.tied, routers)
     if recipe.mom.budget is not None:
-        check_budget(target, recipe.data.block_length, recipe.mom.budget)
+        check_budget(any_config(source, network, recipe.mom, routers), recipe.data.block_length, recipe.mom.budget)
+    importance, plan = choose(network, text, source.sha256, screen)
+    target = mom_config(source.config, plan, source.tied, routers)
     show_removals(removal_rows(plan, importance, source.config, target), f"{source.name} -> {run.folder.name}", screen)
     fitted = fit_parts(network, plan, text, screen)
     model = assemble(source, replace(network, layers=fitted.layers), plan, routers=routers, stand_ins=fitted.stand_ins)
@@ -64,6 +64,12 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     }
     write_model(run.model, model, tokenizer, provenance)
     screen.say(f"wrote {run.model}")
+
+
+def any_config(source: Source, network: Network, mom: MomBlock, routers: RouterSettings) -> MomConfig:
+    """The MoM's config before it is known what goes, which changes no MACs: as if all half-layers were worth alike."""
+    alike = replace(Importance.unmeasured(network.layers.num_layers), method="alike")
+    return mom_config(source.config, choose_homes(alike, request_for(network, mom)), source.tied, routers)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class CalibrationText:
 def choose(network: Network, text: CalibrationText, source_sha256: str, screen: Screen) -> tuple[Importance, HomePlan]:
     """What each half-layer is worth on calibration text, and from that what stays and where each step starts."""
     mom, layers = text.recipe.mom, network.layers.num_layers
-    request = with_step_rank(request_of(mom), network.frame.wte.shape[1])
+    request = request_for(network, mom)
     quotas = removal_quotas(request, layers)
     if mom.importance == "trial" and not tells(request, layers):
         screen.say("warning: trials train each module at its one step, which is not what is converted here")
@@ -240,6 +246,11 @@ def request_of(mom: MomBlock) -> Request:
              "step_rank")  # fmt: skip
     request = Request(**{name: getattr(mom, name) for name in names})
     return request if mom.budget is None else replace(request, reach="skip")
+
+
+def request_for(network: Network, mom: MomBlock) -> Request:
+    """The same with the rank of step changes that a source of this width gets."""
+    return with_step_rank(request_of(mom), network.frame.wte.shape[1])
 
 
 def source_folder(recipe: Recipe, run: Run, screen: Screen) -> Path:

@@ -6,10 +6,13 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config
 
+from momify.convert.assemble import RouterSettings, mom_config
 from momify.convert.homes import HomePlan, Request, choose_homes, reach_of, removal_quotas, spread_steps
 from momify.convert.importance import Importance, Removal
 from momify.errors import MomifyError
+from momify.measure.budget import budget_of
 from momify.model import MomConfig
 
 # six layers; attention goes in the order 4, 2, 3 (then by need: 1, 5, 0), feed-forward in the order 3, 4 (then 2, ...)
@@ -258,3 +261,23 @@ def test_impossible_requests_are_refused_in_one_line(case):
         with pytest.raises(MomifyError, match=message) as caught:
             ask()
         assert "\n" not in str(caught.value)
+
+
+@given(case=requests())
+@settings(max_examples=80, deadline=None)
+def test_what_goes_changes_no_macs_that_a_budget_counts(case):
+    """So a budget out of reach is refused before anything is measured (conversion.py)."""
+    importance, request = case
+    request = dataclasses.replace(request, modules_per_token=1, init="home", reach="skip", patch_rank=2)
+    alike = dataclasses.replace(Importance.unmeasured(importance.num_layers), method="alike")
+    try:
+        plans = [choose_homes(one, request) for one in (importance, alike)]
+    except MomifyError:  # steps that could only skip, modules without a step
+        with pytest.raises(MomifyError):
+            choose_homes(alike, request)
+        return
+    configs = [mom_config(GPT2Config(n_embd=16, n_head=2), plan, True, RouterSettings()) for plan in plans]
+    first, second = (
+        (budget_of(config, 8), [len(config.routed(kind)) for kind in ("mha", "ffn")]) for config in configs
+    )
+    assert first == second

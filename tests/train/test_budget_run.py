@@ -27,3 +27,4 @@ def test_a_budget_out_of_reach_is_one_line(new_place):
     assert place.finish("train", "tiny.yaml", "mom.budget=0.1", "mom.reach=skip", "mom.refit_tokens=1024") == 2
     assert "is out of reach" in place.err
     assert "Traceback" not in place.err
+    assert not (place.folder / "cache" / "losses").exists(), "refused before anything is measured"
