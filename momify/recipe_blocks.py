@@ -28,6 +28,7 @@ Names = Annotated[list[Text], BeforeValidator(_one_or_many)]
 Optimizer = Literal["adamw", "muon", "normuon"]
 HIDDEN = 10.0  # train.hidden where nothing else is said (docs/results.md)
 SPLICE = 4  # train.splice
+EMBEDDING_RATE = 0.5  # train.embedding_rate
 _PHASE_TWO = {"hidden": 0.0, "splice": 1, "stand_ins_first": 0.0, "freeze_embeddings": False}
 """Keys of train that need a source, but for these values (and null)."""
 
@@ -71,8 +72,9 @@ class TrainBlock(Block):
     """Highest learning rate, reached after the warm-up."""
     matrix_rate: Annotated[float, Field(gt=0)] = 2.0
     """That of the modules' matrices under muon and normuon, in multiples of learning_rate; they also decay by it."""
-    embedding_rate: Annotated[float, Field(gt=0)] = 0.5
-    """Likewise that of token and position embeddings and the head."""
+    embedding_rate: Annotated[float, Field(gt=0)] | None = None
+    """Likewise that of token and position embeddings and the head; null: 0.5 where the source's predictions are
+    learned, else 1."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """How the learning rate falls afterwards, to 0."""
     warmup: Share = 0.03
@@ -153,6 +155,10 @@ class TrainBlock(Block):
     def optimizer_for(self, taught: bool) -> Optimizer:
         """`optimizer` decided; taught: whether there is a source to learn from."""
         return self.optimizer or ("normuon" if taught and self.distill and not self.fsdp else "adamw")
+
+    def embeddings_at(self, taught: bool) -> float:
+        """`embedding_rate` decided; taught: whether there is a source to learn from."""
+        return self.embedding_rate or (EMBEDDING_RATE if taught and self.distill else 1.0)
 
     def of_phase_two(self) -> list[str]:
         """Keys that are set and mean nothing without a source to start and to learn from."""

@@ -186,7 +186,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
         held_out=HeldOut(data.valid_tensor(_EVAL_TOKENS), Protocol(data.block_length, data.block_length)),
         teacher=course.teacher,
         optimizer=settings.optimizer_for(course.teacher is not None),
-        rates=Rates(settings.learning_rate, settings.matrix_rate, settings.embedding_rate),
+        rates=Rates(settings.learning_rate, settings.matrix_rate, settings.embeddings_at(course.teacher is not None)),
         routing=aids,
         goal=hidden_goal(course, arguments.device) if settings.hidden else None,
         steps_alone=alone,

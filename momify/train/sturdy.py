@@ -108,7 +108,7 @@ class SturdyTrainer(Trainer):
                 raise
             raise MomifyError(
                 f"{checkpoint}: its optimizer groups the weights otherwise ({error}), as another version of momify "
-                "did; go on with that version, or start the run anew"
+                "did; start the run anew with --overwrite, or under another run.name"
             ) from None
         if checkpoint is None:
             return

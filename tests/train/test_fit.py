@@ -23,6 +23,7 @@ from momify.train import trainer
 from momify.train.callbacks import StopOnSignal, keep_rows_up_to
 from momify.train.checkpoints import newest_whole
 from momify.train.fit import Place, Stopped, fit
+from momify.train.optimizer import Rates
 
 STEPS = 8
 Teach = Callable[[], GPT2LMHeadModel]
@@ -259,9 +260,10 @@ def test_a_checkpoint_of_other_optimizer_groups_is_refused_in_a_line(
         stop_at(patched, 4, signal.SIGTERM)
         run(tmp_path / "cut", data, settings, mom, teach=teach)
     grouped = trainer.parameter_groups
-    monkeypatch.setattr(trainer, "parameter_groups", lambda *given: grouped(*given)[1:])
-    with pytest.raises(MomifyError, match="start the run anew"):
-        run(tmp_path / "cut", data, settings, mom, teach=teach, resume=True)
+    for other in (lambda groups: groups[1:], lambda groups: groups[::-1]):  # another number, other sizes
+        monkeypatch.setattr(trainer, "parameter_groups", lambda *given, other=other: other(grouped(*given)))
+        with pytest.raises(MomifyError, match="start the run anew"):
+            run(tmp_path / "cut", data, settings, mom, teach=teach, resume=True)
 
 
 def test_a_taught_model_learns_by_normuon_where_nothing_is_said_and_a_dense_one_by_adamw(
@@ -275,13 +277,21 @@ def test_a_taught_model_learns_by_normuon_where_nothing_is_said_and_a_dense_one_
         assert runs[0] == runs[1 if chosen == "adamw" else 2] != runs[2 if chosen == "adamw" else 1]
 
 
-@pytest.mark.parametrize(("optimizer", "moves"), [("normuon", True), ("muon", True), ("adamw", False)])
-@pytest.mark.parametrize("of", ["matrix_rate", "embedding_rate"])
+@pytest.mark.parametrize(
+    ("taught", "changes", "rates"),
+    [
+        (True, {}, Rates(0.01, 2.0, 0.5)),
+        (False, {"optimizer": "muon"}, Rates(0.01, 2.0, 1.0)),  # random weights: embeddings have all to learn
+        (True, {"distill": 0.0, "cross_entropy": 1.0, "optimizer": "normuon"}, Rates(0.01, 2.0, 1.0)),
+        (False, {"optimizer": "muon", "matrix_rate": 3.0, "embedding_rate": 0.7}, Rates(0.01, 3.0, 0.7)),
+    ],
+)
 def test_rates_are_handed_on(
-    tmp_path: Path, data: TokenData, teach: Teach, of: str, optimizer: str, moves: bool
-) -> None:
-    usual, other = (
-        run(tmp_path / f"{rate}", data, block(optimizer=optimizer, **rate), mom, teach=teach)
-        for rate in ({}, {of: 0.7})
-    )
-    assert (usual != other) == moves
+    tmp_path: Path, data: TokenData, teach: Teach, monkeypatch: pytest.MonkeyPatch, taught: bool, changes: dict,
+    rates: Rates,
+) -> None:  # fmt: skip
+    asked, grouped = [], trainer.parameter_groups
+    monkeypatch.setattr(trainer, "parameter_groups", lambda *given: asked.append(given[-1]) or grouped(*given))
+    settings = block(steps=1, learning_rate=0.01, **changes)
+    run(tmp_path / "run", data, settings, mom, teach=teach if taught else None)
+    assert asked == [rates]

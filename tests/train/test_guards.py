@@ -113,13 +113,17 @@ def diverge(model: nn.Module, loss: torch.Tensor, rate: float) -> torch.Tensor:
 @pytest.mark.parametrize("optimizer", ["adamw", "normuon"])
 def test_three_in_a_row_go_back_with_a_lower_rate(course: Course, dense: GPT2LMHeadModel, optimizer: str) -> None:
     course.faults = dict.fromkeys((8, 9, 10), diverge)
-    course.train(dense, optimizer=optimizer)
+    course.train(dense, optimizer=optimizer, embedding_rate=0.5)
     assert any("going back to the checkpoint before step 8, now with 0.3 times" in line for line in course.said)
     rows = course.rows()
     assert [row["step"] for row in rows] == list(range(1, 13))  # no gaps, no doubles
     assert [row["learning_rate"] for row in rows[:6]] == [RATE] * 6
     assert [row["learning_rate"] for row in rows[6:]] == pytest.approx([0.3 * RATE] * 6)
-    assert read_seal(course.folder / "checkpoints" / "checkpoint-12").lr_factor == pytest.approx(0.3)
+    last = course.folder / "checkpoints" / "checkpoint-12"
+    assert read_seal(last).lr_factor == pytest.approx(0.3)
+    groups = torch.load(last / "optimizer.pt", weights_only=True)["param_groups"]
+    rates = [1.0, 0.5, 2.0] if optimizer == "normuon" else [1.0, 1.0]  # vectors, embeddings, matrices
+    assert [group["lr"] for group in groups] == pytest.approx([0.3 * RATE * rate for rate in rates])
     assert json.loads((course.folder / "checkpoints" / "rollback.json").read_text())["times"] == 1
 
 
