@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from momify.convert.assemble import RouterSettings, assemble, mom_config, network_of
 from momify.convert.describe import COST_HEAD, Removals, removal_rows
 from momify.convert.fitted_losses import PARTS, FittedLosses
-from momify.convert.homes import KINDS, HomePlan, Request, choose_homes, removal_quotas, with_step_rank
+from momify.convert.homes import KINDS, Alike, HomePlan, Request, choose_homes, removal_quotas, with_step_rank
 from momify.convert.importance import Importance, judged, measure_importance
 from momify.convert.kept_importance import importance_file, kept_importance
 from momify.convert.kept_losses import kept_losses
@@ -67,9 +67,9 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
 
 
 def any_config(source: Source, network: Network, mom: MomBlock, routers: RouterSettings) -> MomConfig:
-    """The MoM's config before it is known what goes, which changes no MACs: as if all half-layers were worth alike."""
-    alike = replace(Importance.unmeasured(network.layers.num_layers), method="alike")
-    return mom_config(source.config, choose_homes(alike, request_for(network, mom)), source.tied, routers)
+    """The MoM's config before it is known what goes, which changes no MACs."""
+    plan = choose_homes(Alike(network.layers.num_layers), request_for(network, mom))
+    return mom_config(source.config, plan, source.tied, routers)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,22 @@ STEP_RANK = 16  # of a step's own change to a shared module, where nothing else 
 
 
 @dataclass(frozen=True)
+class Alike:
+    """Stands for an importance that nobody has measured: figures hang on how much goes, not on which."""
+
+    num_layers: int
+    method = "alike"
+
+    def order(self, kind: str) -> tuple[int, ...]:
+        """Layers, first to go first."""
+        return tuple(range(self.num_layers))
+
+    def cost(self, kind: str, layer: int) -> float:
+        """What removing the layer would cost."""
+        return 0.0
+
+
+@dataclass(frozen=True)
 class Request:
     """What the user asks for. None: depth as in the source; steps as many as modules, and as added steps.
 
@@ -195,7 +211,7 @@ def default_steps(request: Request, kind: str, num_layers: int) -> int:
     return min(request.modules(kind) + max(0, depth - num_layers), depth)
 
 
-def choose_homes(importance: "Importance", request: Request) -> HomePlan:
+def choose_homes(importance: "Importance | Alike", request: Request) -> HomePlan:
     """The plan for `request`: modules that cost most to remove stay, each step starts from its own or SKIP.
 
     Removed half-layers run a neighbour's module as far as the steps asked for allow, those that hurt most
@@ -224,7 +240,7 @@ def choose_homes(importance: "Importance", request: Request) -> HomePlan:
     )
 
 
-def _kept_whole(importance: "Importance", request: Request) -> list[int]:
+def _kept_whole(importance: "Importance | Alike", request: Request) -> list[int]:
     """Source layers that stay as steps; those dropped (depth < L) cost least beside what is gone anyway."""
     total = importance.num_layers
     gone = {kind: set(importance.order(kind)[: total - request.modules(kind)]) for kind in KINDS}
@@ -255,7 +271,7 @@ class _Side:
     reach: tuple[tuple[int, ...], ...]
 
 
-def _plan_kind(importance: "Importance", request: Request, kind: str, steps: list[int | None]) -> _Side:
+def _plan_kind(importance: "Importance | Alike", request: Request, kind: str, steps: list[int | None]) -> _Side:
     """Modules, homes and reach of one kind for `steps` (source layer or None each)."""
     skip = request.modules(kind)
     order = importance.order(kind)  # first to go .. needed most

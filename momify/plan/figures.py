@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 
-from momify.convert.homes import HomePlan, Request, check_request, choose_homes, with_step_rank
+from momify.convert.homes import Alike, HomePlan, Request, check_request, choose_homes, with_step_rank
 from momify.errors import MomifyError
 from momify.measure.activations import Call, activation_bytes
 from momify.measure.cost import (
@@ -21,23 +21,6 @@ DTYPES = {"float32": 4, "bfloat16": 2, "int8": 1}
 SERVED = 2  # bytes of a value while it serves: 16 bit
 
 
-class _Unmeasured:
-    """Stands for the importance that calibration would measure: figures hang on how much goes, not on which."""
-
-    method = "plan"
-
-    def __init__(self, num_layers: int) -> None:
-        self.num_layers = num_layers
-
-    def order(self, kind: str) -> tuple[int, ...]:
-        """Layers, first to go first."""
-        return tuple(range(self.num_layers))
-
-    def cost(self, kind: str, layer: int) -> float:
-        """What removing the layer would cost."""
-        return 0.0
-
-
 def planned_shape(dense: Shape, request: Request) -> Shape:
     """The shape of the MoM that `request` makes of a source. Raises MomifyError for what it cannot give."""
     check_request(request, dense.steps)
@@ -45,7 +28,7 @@ def planned_shape(dense: Shape, request: Request) -> Shape:
     for name, rank in (("patch_rank", request.patch_rank), ("step_rank", request.step_rank)):
         if not 0 <= rank <= dense.width:
             raise MomifyError(f"{name} is {rank}; use 0 (none) to {dense.width}, the source's width")
-    return mom_shape(dense, choose_homes(_Unmeasured(dense.steps), request))
+    return mom_shape(dense, choose_homes(Alike(dense.steps), request))
 
 
 def mom_shape(dense: Shape, plan: HomePlan) -> Shape:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config
 
 from momify.convert.assemble import RouterSettings, mom_config
-from momify.convert.homes import HomePlan, Request, choose_homes, reach_of, removal_quotas, spread_steps
+from momify.convert.homes import Alike, HomePlan, Request, choose_homes, reach_of, removal_quotas, spread_steps
 from momify.convert.importance import Importance, Removal
 from momify.errors import MomifyError
 from momify.measure.budget import budget_of
@@ -269,7 +269,7 @@ def test_what_goes_changes_no_macs_that_a_budget_counts(case):
     """So a budget out of reach is refused before anything is measured (conversion.py)."""
     importance, request = case
     request = dataclasses.replace(request, modules_per_token=1, init="home", reach="skip", patch_rank=2)
-    alike = dataclasses.replace(Importance.unmeasured(importance.num_layers), method="alike")
+    alike = Alike(importance.num_layers)
     try:
         plans = [choose_homes(one, request) for one in (importance, alike)]
     except MomifyError:  # steps that could only skip, modules without a step
