@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
+from pyarrow import ArrowInvalid
 
 from momify.data.hub import HubStream, find_on_hub
 from momify.demo import corpus
@@ -102,6 +103,10 @@ def _text_column(data: Dataset, column: str, name: str) -> Dataset:
     kind = getattr(data.features[column], "dtype", type(data.features[column]).__name__)
     if kind not in ("string", "large_string"):
         raise MomifyError(f"{name}: column '{column}' holds {kind}, not text")
+    try:
+        data.data.column(column).validate(full=True)  # the readers take any bytes between quotes for text
+    except ArrowInvalid as error:
+        raise MomifyError(f"{name}: column '{column}' is not UTF-8 ({str(error)[:150]}); convert the file") from None
     return (
         data.select_columns([column]).rename_column(column, "text")
         if column != "text"

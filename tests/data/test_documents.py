@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
+from pyarrow import parquet
 
 from momify.data.documents import LINES_WITHOUT_SEPARATOR, read_corpus
 from momify.errors import MomifyError
@@ -83,6 +85,19 @@ def test_mistakes_name_the_file(tmp_path: Path, content: bytes | None, name: str
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(MomifyError, match=words) as caught:
+        texts(tmp_path / name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["latin.jsonl", "latin.parquet"])
+def test_text_that_is_not_utf_8_is_refused_before_a_row_is_read(tmp_path: Path, name: str) -> None:
+    values = [b"good", "caf\u00e9".encode("latin-1")]
+    if name.endswith("jsonl"):
+        (tmp_path / name).write_bytes(b"".join(b'{"text": "%s"}\n' % value for value in values))
+    else:
+        parquet.write_table(pa.table({"text": pa.array(values).view(pa.string())}), tmp_path / name)
+    with pytest.raises(MomifyError, match=r"column 'text' is not UTF-8 .*index 1") as caught:
         texts(tmp_path / name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
