@@ -72,6 +72,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "fast": ("the same, matrices at twice the learning rate",
              {"mom": TRIAL_30, "train": {**FOLLOWED, **SPLICED, **FAST}}),
     "slow_embeddings": ("the same, embeddings at half of it: momify's default", {"mom": TRIAL_30, "train": SLOW}),
+    "alone": ("the same, following predictions alone", {"mom": TRIAL_30, "train": {**SLOW, "hidden": 0.0}}),
     "cosine_fast": ("lowest block influence, left out, predictions alone, trained as `fast`",
                     {"mom": {**BARE, "importance": "cosine"}, "train": FAST}),
     "static_fast": ("greedy by loss, left out, predictions alone, trained as `fast`", {"mom": BARE, "train": FAST}),
