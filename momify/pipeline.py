@@ -169,6 +169,11 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
         settings = settings.model_copy(update={"budget": recipe.mom.budget})
     tokenizer = load_tokenizer(run.model)
     source = open_source(source_folder(recipe, run, screen))
+    if provenance["source"]["sha256"] != source.sha256:
+        raise MomifyError(
+            f"{source.folder} is not the source that {run.model} was made from: its SHA-256 differs; convert it anew, "
+            "or put back the model that was converted"
+        )
     check_same_tokens(tokenizer, load_tokenizer(source.folder))
     with first_then_others():
         data = tokens_of(recipe.data, tokenizer, screen)

@@ -78,6 +78,8 @@ def open_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Run:
     or something that is not a run at all.
     """
     run = Run(recipe.folder)
+    if run.folder.exists() and not run.folder.is_dir():
+        raise MomifyError(f"{run.folder} is a file, not a folder for a run; set run.name or run.dir to another")
     if run.folder.exists() and set(run.folder.iterdir()) - set(temporaries(run.folder)):
         _check_earlier(run, recipe, resume, overwrite)
     elif resume:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 from momify.cli import app
 from momify.models import load_mom
@@ -127,6 +128,20 @@ def test_full_pool_loses_nothing_at_the_start(there: Path, momify: Momify) -> No
     scores = {role: found["metrics"]["loss"]["mean"]
               for role, found in json.loads(momify("eval", "full", "--json").out)["ppl"]["models"].items()}  # fmt: skip
     assert scores["mom"] == pytest.approx(scores["source"], abs=1e-6)
+
+
+def test_another_model_in_the_place_of_the_source_teaches_nothing(there: Path, momify: Momify) -> None:
+    words = ("--importance", "cosine", "--name", "other", "--calibration", "text.txt")
+    assert momify("convert", "src", "--mha", 2, "--ffn", 3, *words).code == 0
+    before = (there / "runs/other/model/model.safetensors").read_bytes()
+    source = GPT2LMHeadModel.from_pretrained(there / "src")
+    with torch.no_grad():
+        source.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
+    source.save_pretrained(there / "src")
+    done = momify("train", "runs/other/recipe.yaml", "train.steps=2")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "is not the source that runs/other/model was made from: its SHA-256 differs" in done.err
+    assert (there / "runs/other/model/model.safetensors").read_bytes() == before
 
 
 def test_finished_run_is_not_trained_twice(finished: Path, there: Path, momify: Momify) -> None:

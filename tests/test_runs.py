@@ -67,6 +67,14 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     assert (folder / "thesis.txt").read_text() == "mine"
 
 
+def test_a_file_in_the_place_of_a_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "run").write_text("mine")
+    with pytest.raises(MomifyError, match="is a file, not a folder for a run"):
+        open_run(recipe(), resume=False)
+    assert (tmp_path / "runs" / "run").read_text() == "mine"
+
+
 def test_overwrite_removes_only_what_a_run_writes() -> None:
     run = open_run(recipe(), resume=False)
     (run.folder / "notes.md").write_text("mine")

@@ -4,6 +4,7 @@ A half-layer is one attention or feed-forward block: (kind, layer). Losses are m
 in nats. Residuals before half-layers are kept ("anchors"): a candidate at depth l costs the layers from l on.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -235,10 +236,13 @@ def judged(
 
     greedy, layerdrop, fitted: leave-one-out losses first; then again and again the cheapest candidate of both kinds
     goes, measured beside all that went before it. Only the cheapest stale candidate is measured anew until the cheapest
-    is fresh (lazy greedy). What the loss is of they leave to `losses`.
+    is fresh (lazy greedy). What the loss is of they leave to `losses`. Raises MomifyError where the source itself comes
+    to no number.
     """
     steps = _Steps(losses.halves + sum(quotas), progress)
     base = losses.loss_without()
+    if not math.isfinite(base):
+        raise MomifyError(f"the source's loss on the calibration text is {base}, no number: its weights are broken")
     increases = []
     for half in range(losses.halves):
         increases.append(scores[half] if scores else losses.loss_without(half) - base)

@@ -28,7 +28,7 @@ def kept_losses(source_sha256: str, tokens: Tensor, way: str = "") -> Iterator[d
         yield known
     finally:
         if len(known) > before:
-            write_json(path, known)
+            write_json(path, {key: loss for key, loss in known.items() if _is_loss(loss)})
 
 
 def losses_file(source_sha256: str, tokens: Tensor, way: str = "") -> Path:

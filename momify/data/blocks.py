@@ -114,10 +114,15 @@ def load_tokens(
             if part:
                 _write_tokens(corpus, tokenizer, data, part, progress)
     tokens = _map_tokens(folder, data.block_length, key)
-    if len(tokens.train) < data.block_length or len(tokens.valid) < 2:
+    if len(tokens.train) >= data.block_length and len(tokens.valid) < 2:
         raise MomifyError(
-            f"data {', '.join(data.train)} gives {len(tokens.train):,} tokens to train on and {len(tokens.valid):,} "
-            f"held out, less than one block of {data.block_length}; give more text or a smaller data.block_length"
+            f"data {', '.join(data.valid or data.train)} leaves nothing to be held out; set data.valid, or, in a txt "
+            "file, put lines of <|endoftext|> between documents"
+        )
+    if len(tokens.train) < data.block_length:
+        raise MomifyError(
+            f"data {', '.join(data.train)} gives {len(tokens.train):,} tokens to train on, less "
+            f"than one block of {data.block_length}; give more text or a smaller data.block_length"
         )
     return tokens
 

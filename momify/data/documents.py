@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def read_corpus(data: DataBlock) -> Corpus:
     """
     train, valid, digest = _read(data.train, data.column)
     if data.valid:
-        valid, _, valid_digest = _read(data.valid, data.column)
+        first, held_out, valid_digest = _read(data.valid, data.column)
+        valid = first if held_out is None else held_out  # of text that splits itself, what is held out
         digest = hashlib.sha256(f"{digest} {valid_digest}".encode()).hexdigest()
     return Corpus(train, valid, digest)
 
@@ -84,7 +86,8 @@ def _local(paths: list[Path], column: str) -> tuple[Dataset, None]:
         # The hash in the arguments makes the cache of `from_generator` notice a changed file.
         arguments = {"paths": names, "sha256": sha256_of_files(paths)}
         return _generate(names, lambda: Dataset.from_generator(_txt_documents, gen_kwargs=arguments)), None
-    data = _generate(names, lambda: load_dataset(kind, data_files=names, split="train"))
+    literal = [escape(str(path.absolute())) for path in paths]  # else a name with [ in it would be a pattern
+    data = _generate(names, lambda: load_dataset(kind, data_files=literal, split="train"))
     return _text_column(data, column, ", ".join(names)), None
 
 

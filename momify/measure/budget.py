@@ -54,13 +54,25 @@ def check_budget(config: MomConfig, block: int, share: float) -> None:
 
 
 def check_share(budget: Budget, share: float, places: Sequence[tuple[Kind, int]], floor: float = FLOOR) -> None:
-    """Raise MomifyError for a share of the reachable MACs that skipping cannot reach, down to the floor."""
+    """Raise MomifyError for a share of the reachable MACs that skipping cannot reach, down to the floor, and where it
+    saves nothing."""
+    check_savings(budget)
     least = budget.spent(dict.fromkeys(places, 1 - floor))
     if not least <= share:
         raise MomifyError(
             f"budget {share:g} of the reachable MACs is out of reach: with every routed half-step kept for {floor:.0%} "
             f"of the tokens {least:.3f} are spent; use at least that, or a smaller pool"
         )
+
+
+def check_savings(budget: Budget) -> None:
+    """Raise MomifyError where a token that skips saves nothing, as its patch costs what the module does."""
+    for kind, saving in budget.savings.items():
+        if saving <= 0:
+            raise MomifyError(
+                f"a token that skips {'attention' if kind == 'mha' else 'feed-forward'} saves no MACs, as its patch "
+                "costs as much; lower mom.patch_rank"
+            )
 
 
 def spend(scores: Sequence[Tensor], savings: Sequence[float], goal: float, floor: float = FLOOR) -> float:

@@ -38,6 +38,8 @@ class Seal:
     """Steps skipped just before, as their loss or gradient was not finite."""
     processes: int = 1
     """How many processes trained together."""
+    sound: bool = True
+    """Whether its held-out loss was a number, or not measured."""
 
 
 def seal(folder: Path, content: Seal) -> None:
@@ -86,15 +88,17 @@ def read_seal(folder: Path) -> Seal:
 def newest_whole(root: Path, warn: Callable[[str], None], below: int | None = None) -> Path | None:
     """The newest checkpoint in `root` that is whole, of a step under `below` if given; None where there is none.
 
-    Each damaged one met on the way is passed over with a warning that says what is wrong with it.
+    Each damaged one met on the way, and each whose held-out loss was no number, is passed over with a warning that
+    says what is wrong with it.
     """
     for step, folder in sorted(_found(root).items(), reverse=True):
         if below is not None and step >= below:
             continue
         wrong = fault(folder)
-        if wrong is None:
+        if wrong is None and read_seal(folder).sound:
             return folder
-        warn(f"warning: {folder} is damaged ({wrong}); going on from the checkpoint before it")
+        what = "is of no use (its held-out loss is no number)" if wrong is None else f"is damaged ({wrong})"
+        warn(f"warning: {folder} {what}; going on from the checkpoint before it")
     return None
 
 

@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from momify.data.blocks import TokenData
 from momify.errors import MomifyError
 from momify.evaluate.perplexity import Protocol
-from momify.measure.budget import budget_of, check_share
+from momify.measure.budget import budget_of, check_savings, check_share
 from momify.measure.mode import evaluating
 from momify.measure.stakes import METRIC_TOKENS, loss_metrics
 from momify.model import MomConfig
@@ -82,6 +82,7 @@ def fit(
     or when the vocabularies differ. With train.fsdp the model comes out sharded; its last checkpoint is whole.
     """
     check_length(model, data)
+    check_tokens(model, data)
     check_vocabularies(model, teacher)
     if teacher is None and (keys := settings.of_phase_two()):
         raise MomifyError(f"train.{keys[0]} is of phase 2, with a source; leave it out")
@@ -102,7 +103,9 @@ def fit(
             return fit_from(start, Course(model, teacher, data, settings, place, step_layers, rollback.lr_factor))
         except UnfitStepsError as error:
             rollback, below = rollback.again(error), error.first
-            _say_back(error, rollback, settings, place)
+            if start and read_seal(start).step == below - 1:  # unfit from its first step on: that is no way back
+                below -= 1
+            _say_back(error, rollback, settings, place, below)
 
 
 @dataclass(frozen=True)
@@ -118,20 +121,20 @@ class Course:
     lr_factor: float = 1.0
 
 
-def _say_back(error: UnfitStepsError, rollback: Rollback, settings: TrainBlock, place: Place) -> None:
-    """Tell of a rollback. Raises MomifyError where there is no checkpoint to go back to."""
-    if newest_whole(place.checkpoints, lambda line: None, below=error.first) is None:
+def _say_back(error: UnfitStepsError, rollback: Rollback, settings: TrainBlock, place: Place, below: int) -> None:
+    """Tell of a rollback. Raises MomifyError where there is no checkpoint of a step under `below` to go back to."""
+    if newest_whole(place.checkpoints, lambda line: None, below) is None:
         raise MomifyError(
             f"{error.describe()}, and there is no checkpoint before it to go back to; lower train.learning_rate "
             f"({settings.learning_rate:g}), or set train.precision=fp32, and start anew"
         ) from error
     if settings.fsdp and count() > 1:  # a model that is sharded already cannot be wrapped again in the same process
         if is_first():
-            drop_after(place.checkpoints, error.first - 1)
+            drop_after(place.checkpoints, below - 1)
             write_rollback(place.checkpoints, rollback)
         raise MomifyError(f"{error.describe()}; --resume goes on with {rollback.lr_factor:g} times the learning rate")
     place.say(
-        f"warning: {error.describe()}; going back to the checkpoint before step {error.first}, "
+        f"warning: {error.describe()}; going back to the checkpoint before step {below}, "
         f"now with {rollback.lr_factor:g} times the learning rate"
     )
 
@@ -212,6 +215,7 @@ def routing_aids(course: Course) -> RoutingAids:
         )
     budget = budget_of(model.config, course.data.block_length)
     supervision = hold = None
+    check_savings(budget)
     if settings.supervise:
         blocks = course.data.spread_blocks(-(-METRIC_TOKENS // course.data.block_length))
         with evaluating(model):
@@ -251,6 +255,16 @@ def check_length(model: PreTrainedModel, data: TokenData) -> None:
     positions = model.config.max_position_embeddings
     if data.block_length > positions:
         raise MomifyError(f"data.block_length {data.block_length} exceeds the model's {positions} positions; lower it")
+
+
+def check_tokens(model: PreTrainedModel, data: TokenData) -> None:
+    """Raise MomifyError when the text has tokens that the model has no embedding for."""
+    highest, known = max(int(part.max()) for part in (data.train, data.valid)), model.config.vocab_size
+    if highest >= known:
+        raise MomifyError(
+            f"the text has token {highest} and the model {known} tokens: its tokenizer knows more than it does; use "
+            "the tokenizer that the model was trained with"
+        )
 
 
 def check_vocabularies(model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:

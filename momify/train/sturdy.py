@@ -1,5 +1,6 @@
 """A Trainer that loses nothing: whole, sealed checkpoints, unfit steps skipped, exact sums across a restart."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -83,7 +84,9 @@ class SturdyTrainer(Trainer):
     def _seal(self) -> Seal:
         step = self.state.global_step
         measured = self.held_out_at[1] if self.held_out_at and self.held_out_at[0] == step else None
-        return Seal(step, measured, self.lr_factor, self.guard.in_a_row, processes.count())
+        sound = measured is None or math.isfinite(measured)
+        loss = measured if sound else None
+        return Seal(step, loss, self.lr_factor, self.guard.in_a_row, processes.count(), sound)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -99,6 +102,14 @@ class SturdyTrainer(Trainer):
 
     def _tally_file(self, folder: str) -> Path:
         return Path(folder) / f"tally_{self.args.process_index}.pt"
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, at the lowered rate: rollback.json may be all that an earlier attempt left."""
+        fresh = self.lr_scheduler is None
+        scheduler = super().create_scheduler(*args, **kwargs)
+        if fresh and self.lr_factor != 1:
+            self._multiply_learning_rate(self.lr_factor)  # a checkpoint brings its own, which replaces it
+        return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:

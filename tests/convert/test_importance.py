@@ -185,6 +185,15 @@ def test_unreadable_calibration_text_is_refused(model, tokens, message, network_
         measure_importance(network_of(model), tokens, (1, 1))
 
 
+@pytest.mark.parametrize("method", ["greedy", "cosine"])
+def test_a_source_that_comes_to_no_number_is_refused(model, text, method, network_of):
+    network = network_of(model)
+    with torch.no_grad():
+        network.frame.ln_f_weight.fill_(float("nan"))
+    with pytest.raises(MomifyError, match="the source's loss on the calibration text is nan, no number"):
+        measure_importance(network, text, (1, 1), method)
+
+
 def test_an_unknown_method_is_refused(model, text, network_of):
     with pytest.raises(MomifyError, match="'magic' is unknown; use one of greedy, layerdrop, leave_one_out, cos"):
         measure_importance(network_of(model), text, (1, 1), method="magic")

@@ -33,6 +33,12 @@ def test_an_interrupted_measurement_keeps_what_it_has():
     assert json.loads(losses_file("aa", TEXT).read_text()) == {"3": 0.5}
 
 
+def test_what_is_no_number_is_not_kept():
+    with kept_losses("aa", TEXT) as known:
+        known.update({"3": 0.5, "4": float("nan")})
+    assert json.loads(losses_file("aa", TEXT).read_text()) == {"3": 0.5}
+
+
 def test_another_source_text_shape_or_fit_has_losses_of_its_own():
     with kept_losses("aa", TEXT) as known:
         known[""] = 1.0

@@ -134,6 +134,13 @@ def test_too_little_text_is_refused(tmp_path: Path, tokenizer: PreTrainedTokeniz
         load_tokens(DataBlock(train=[str(path)]), tokenizer)
 
 
+def test_text_of_one_document_says_how_to_hold_some_out(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a cat sat on a mat\n" * 99)
+    with pytest.raises(MomifyError, match=r"a\.txt leaves nothing to be held out; set data\.valid, or"):
+        load_tokens(DataBlock(train=[str(path)], block_length=8), tokenizer)
+
+
 def test_valid_file_and_its_limit(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     train, valid = write(tmp_path / "a.txt", 30), write(tmp_path / "b.txt", 20)
     block = DataBlock(train=[str(train)], valid=[str(valid)], valid_tokens=50, block_length=8)

@@ -103,6 +103,22 @@ def test_text_that_is_not_utf_8_is_refused_before_a_row_is_read(tmp_path: Path, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a [b]*"
+    folder.mkdir()
+    (folder / "c[12].jsonl").write_text('{"text": "right"}\n')
+    (folder / "c1.jsonl").write_text('{"text": "wrong"}\n')
+    monkeypatch.chdir(folder)
+    for name in (folder / "c[12].jsonl", "c[12].jsonl"):
+        assert list(texts(name)) == ["right"]
+
+
+def test_the_builtin_text_as_held_out_text_is_what_it_holds_out() -> None:
+    corpus = read_corpus(DataBlock(train=["builtin:demo"], valid=["builtin:demo"]))
+    assert not set(corpus.valid["text"]) & set(corpus.train["text"])
+    assert list(corpus.valid["text"]) == list(read_corpus(DataBlock(train=["builtin:demo"])).valid["text"])
+
+
 def test_mixed_kinds_and_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a\n")
     (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')

@@ -63,6 +63,15 @@ def test_the_floor_is_kept_and_lifted_back_to():
     assert saved == pytest.approx(0.6, abs=0.5 / 200)
 
 
+@pytest.mark.parametrize("kind", ["attention", "feed-forward"])
+def test_a_patch_as_dear_as_its_module_is_refused(make_mom, kind):
+    changes = {"intermediate_size": 8, "patch_rank": 8} if kind == "feed-forward" else {"patch_rank": 32}
+    forks = FORKS if kind == "attention" else {**FORKS, "mha_reach": [[0], [1], [2]]}
+    config = make_mom(**{**forks, **changes}).config
+    with pytest.raises(MomifyError, match=f"skips {kind} saves no MACs"):
+        check_share(budget_of(config, 12), 0.95, [("ffn", 0)])
+
+
 def test_a_budget_out_of_reach_is_refused(make_mom):
     budget = budget_of(make_mom(**FORKS).config, 12)
     places = [("mha", 0), ("mha", 1), ("ffn", 0), ("ffn", 2)]

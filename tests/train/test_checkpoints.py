@@ -129,6 +129,17 @@ def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
         assert 1 in steps(tmp_path)
 
 
+def test_one_whose_loss_was_no_number_is_passed_over(tmp_path: Path) -> None:
+    make(tmp_path, 1, 2.0)
+    folder = make(tmp_path, 2)
+    seal(folder, Seal(2, sound=False))
+    said: list[str] = []
+    assert newest_whole(tmp_path, said.append) == tmp_path / "checkpoint-1"
+    assert said == [
+        f"warning: {folder} is of no use (its held-out loss is no number); going on from the checkpoint before it"
+    ]
+
+
 def test_same_step_again_replaces_and_later_ones_are_dropped(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         make(tmp_path, step)

@@ -168,6 +168,44 @@ def test_what_stays_broken_is_named(course: Course, dense: GPT2LMHeadModel) -> N
     assert (course.folder / "checkpoints" / "checkpoint-6" / "manifest.json").exists()
 
 
+def overflow(model: nn.Module, loss: torch.Tensor, rate: float) -> torch.Tensor:
+    """At the full learning rate, weights that are finite and whose predictions are no number any more."""
+    if rate > 0.9 * RATE:
+        with torch.no_grad():
+            next(model.parameters()).fill_(1e30)
+    return loss
+
+
+def test_a_checkpoint_that_is_broken_already_is_no_way_back(course: Course, dense: GPT2LMHeadModel) -> None:
+    """Broken in step 6 and saved: with a held-out loss, which is no number, or without one (eval_every)."""
+    for name, every in (("measured", 3), ("unmeasured", 100)):
+        course.folder, course.said = course.folder.with_name(name), []
+        model = copy.deepcopy(dense)
+        course.faults = {6: overflow}
+        course.train(model, eval_every=every)
+        assert all(bool(value.isfinite().all()) and value.abs().max() < 1e3 for value in model.state_dict().values())
+        factor = read_seal(course.folder / "checkpoints" / "checkpoint-12").lr_factor
+        assert factor == pytest.approx(0.3 if every == 3 else 0.09)
+        assert read_seal(course.folder / "checkpoints" / "checkpoint-12").sound
+
+
+def test_the_lower_rate_holds_without_a_checkpoint(course: Course, dense: GPT2LMHeadModel) -> None:
+    """What rollbacks had made of the rate is in a file of its own, which may be all that is left."""
+    (course.folder / "checkpoints").mkdir(parents=True)
+    (course.folder / "checkpoints" / "rollback.json").write_text('{"times": 1, "lr_factor": 0.3}')
+    course.train(dense, resume=True, steps=3)
+    assert [row["learning_rate"] for row in course.rows()] == pytest.approx([0.3 * RATE] * 3)
+
+
+def test_text_with_unknown_tokens_is_refused(
+    tmp_path: Path, data: TokenData, make_gpt2: Callable[..., GPT2LMHeadModel]
+) -> None:
+    wider = TokenData(np.where(data.train == 7, 61, data.train), data.valid, 16, "0" * 32)
+    with pytest.raises(MomifyError, match="the text has token 61 and the model 61 tokens"):
+        fit(make_gpt2(n_layer=1), None, wider, settings(), Place(tmp_path, "test", Console(quiet=True)))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_loss_alone_is_named(course: Course, dense: GPT2LMHeadModel) -> None:
     course.faults = dict.fromkeys(range(1, 13), lambda model, loss, rate: loss * float("nan"))
     with pytest.raises(MomifyError, match=r"the loss is nan at step 3 .*there is no checkpoint before it to go back"):
