@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from momify.data.cache import cache_folder, making
 from momify.data.documents import Corpus, read_corpus
 from momify.data.hub import HubStream
-from momify.data.stream import BATCH, Encode, Limits, Progress, stream_tokens
+from momify.data.stream import BATCH, Encode, Limits, Progress, stream_tokens, text_batches
 from momify.errors import MomifyError
 from momify.files import disk_errors, write_json
 from momify.recipe_blocks import DataBlock, most_pieces
@@ -194,11 +194,14 @@ def _write(
     limit: int | None,
     progress: Progress = lambda done, total: None,
 ) -> int:
-    """Append the tokens of `documents` to `path`, `limit` at most; how many were written."""
+    """Append the tokens of `documents` to `path`, `limit` at most; how many were written.
+
+    Raises MomifyError where a stream of them breaks off.
+    """
     written = 0
     with disk_errors(path), open(path, "wb") as stream:
-        for texts in _batches(documents):
-            ids = np.concatenate([np.asarray(row, dtype) for row in encode(texts)])
+        for texts in text_batches(documents):
+            ids = np.concatenate([np.asarray(row, dtype) for row in encode(texts or [""])])
             ids = ids if limit is None else ids[: limit - written]
             stream.write(ids.tobytes())  # not tofile, which does not say why it failed
             written += len(ids)
@@ -206,11 +209,6 @@ def _write(
             if limit is not None and written >= limit:
                 break
     return written
-
-
-def _batches(documents: Dataset | IterableDataset) -> Iterable[list[str]]:
-    for batch in documents.iter(BATCH):
-        yield [text for text in batch["text"] if text] or [""]
 
 
 def split_by_document(documents: Dataset, valid_tokens: int, count: Callable[[str], int]) -> tuple[Dataset, Dataset]:

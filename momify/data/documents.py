@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import escape
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from datasets import Dataset, load_dataset
 from pyarrow import ArrowInvalid
 
 from momify.data.hub import HubStream, find_on_hub
+from momify.data.stream import text_batches
 from momify.demo import corpus
 from momify.errors import MomifyError
 from momify.files import sha256_of_files
@@ -33,10 +34,13 @@ class Corpus:
     sha256: str
 
     def texts(self) -> Iterator[str]:
-        """What a tokenizer is learned from: the training documents, of a stream the first of them."""
-        documents = self.train
-        rows = islice(documents.open(), LEARNED_FROM) if isinstance(documents, HubStream) else documents
-        return (row["text"] or "" for row in rows)
+        """What a tokenizer is learned from: the training documents, of a stream the first that are not empty.
+
+        Raises MomifyError where the stream breaks off.
+        """
+        if not isinstance(self.train, HubStream):
+            return (row["text"] or "" for row in self.train)
+        return islice(chain.from_iterable(text_batches(self.train.open())), LEARNED_FROM)
 
 
 def read_corpus(data: DataBlock) -> Corpus:

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 
 from momify.errors import MomifyError
 from momify.files import disk_errors, read_json, write_json
@@ -61,7 +61,7 @@ def stream_tokens(
     files = {part: _open_at(folder / f"{part}.bin", state.tokens[part] * dtype.itemsize) for part in PARTS}
     saved_at = state.tokens["train"]
     try:
-        for texts in _batches(documents, state):
+        for texts in text_batches(documents, state.documents):
             _write_batch(texts, encode, dtype, limits, files, state.tokens)
             state.documents += len(texts)
             progress(state.tokens["train"], limits.train)
@@ -77,16 +77,22 @@ def stream_tokens(
     return state.tokens
 
 
-def _batches(documents: IterableDataset, state: State) -> Iterable[list[str]]:
-    """The texts, a batch at a time. Raises MomifyError, saying how far it came, where the stream breaks off."""
+def text_batches(documents: Dataset | IterableDataset, before: int = 0) -> Iterator[list[str]]:
+    """The texts that are not empty, a batch at a time.
+
+    Raises MomifyError, saying how far it came (`before`: in earlier passes), where the stream breaks off.
+    """
+    seen = before
     try:
         for batch in documents.iter(BATCH):
-            yield [text for text in batch["text"] if text]
+            texts = [text for text in batch["text"] if text]
+            yield texts
+            seen += len(texts)
     except Exception as error:  # the network and the readers raise nearly anything
         reason = " ".join(str(error).split())[:150]
         raise MomifyError(
-            f"the stream of documents broke off after {state.documents:,} of them ({reason}); "
-            "start the same again, it goes on from there"
+            f"the stream of documents broke off after {seen:,} of them ({reason}); start the same again, what is "
+            "there of the training text is kept"
         ) from error
 
 
