@@ -64,6 +64,8 @@ def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None when every file is as it was written."""
     try:
         files = _manifest(folder)["files"]
+        if type(read_seal(folder).step) is not int:
+            return f"{MANIFEST} does not say its step"
         for name, written in files.items():
             if not name.isprintable() or PurePosixPath(name).is_absolute() or ".." in name:
                 return f"{MANIFEST} names a file that no checkpoint has"

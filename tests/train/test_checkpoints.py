@@ -140,6 +140,14 @@ def test_one_whose_loss_was_no_number_is_passed_over(tmp_path: Path) -> None:
     ]
 
 
+def test_one_that_does_not_say_its_step_is_damaged(tmp_path: Path) -> None:
+    folder = make(tmp_path, 2)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["step"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert newest_whole(tmp_path, lambda line: None) is None
+
+
 def test_same_step_again_replaces_and_later_ones_are_dropped(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         make(tmp_path, step)
