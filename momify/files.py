@@ -12,7 +12,7 @@ from typing import Any
 
 from momify.errors import MomifyError
 
-_TEMPORARY = ".momify-"  # opens the name of everything that is not whole yet
+TEMPORARY = ".momify-"  # opens the name of everything that is not whole yet
 _DISK_WORDS = (
     "No space left",
     "File too large",
@@ -49,7 +49,7 @@ def write_text(path: Path, text: str) -> None:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 stream.write(text)
@@ -91,7 +91,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     target = Path(target)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{_TEMPORARY}{target.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{TEMPORARY}{target.name}."))
     try:
         yield temporary
         with disk_errors(target):
@@ -113,7 +113,7 @@ def _replace_folder(new: Path, target: Path) -> None:
     if not target.exists():
         os.replace(new, target)
         return
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{_TEMPORARY}{target.name}.old."))
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{TEMPORARY}{target.name}.old."))
     os.replace(target, old / "old")
     try:
         os.replace(new, target)
@@ -126,7 +126,7 @@ def _replace_folder(new: Path, target: Path) -> None:
 
 def temporaries(folder: Path) -> list[Path]:
     """What a killed process left in `folder` that never became whole."""
-    return list(Path(folder).glob(f"{_TEMPORARY}*"))
+    return list(Path(folder).glob(f"{TEMPORARY}*"))
 
 
 def inside(folder: Path, name: str) -> Path:

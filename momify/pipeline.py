@@ -38,7 +38,7 @@ from momify.report.make import Pair, command_line, measure_pair, quality_of, wri
 from momify.report.provenance import Origin, versions
 from momify.report.routes import Traced, render_routes
 from momify.report.training import read_training
-from momify.runs import Run
+from momify.runs import Run, settle
 from momify.screen import Screen
 from momify.subject import Subject
 from momify.train.fit import Place, Stopped, fit
@@ -124,6 +124,7 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
             f"({len(data.valid):,} held out), {settings.steps:,} steps of "
             f"{settings.batch_size * data.block_length:,} tokens"
         )
+        settle(run)
         if stopped := fit(model, None, data, settings, place):
             return stopped
     else:
@@ -193,6 +194,7 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     optimizer, per_step = settings.optimizer_for(taught=True), settings.batch_size * data.block_length
     screen.say(f"phase 2: {settings.steps:,} steps of {per_step:,} tokens by {optimizer}{spliced}")
     place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume, screen.say)
+    settle(run)
     if stopped := fit(model, teacher, data, settings, place, step_layers(provenance)):
         return stopped
     tokens = settings.steps * per_step * count()

@@ -16,6 +16,12 @@ def _no_nul(value: str) -> str:
     return value
 
 
+def _no_latest(value: str) -> str:
+    if value.lower() == LATEST:
+        raise ValueError(f"'{value}' is the name of the link to the newest run; use another")
+    return value
+
+
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -24,10 +30,12 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_no_nul)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100), AfterValidator(_no_latest)]
 Names = Annotated[list[Text], BeforeValidator(_one_or_many)]
 Optimizer = Literal["adamw", "muon", "normuon"]
 HIDDEN = 10.0  # train.hidden where nothing else is said (docs/results.md)
 SPLICE = 4  # train.splice
+LATEST = "latest"  # beside the runs, a link to the newest of them
 EMBEDDING_RATE = 0.5  # train.embedding_rate
 _PHASE_TWO = {"hidden": 0.0, "splice": 1, "stand_ins_first": 0.0, "freeze_embeddings": False}
 """Keys of train that need a source, but for these values (and null)."""
@@ -47,7 +55,7 @@ class Block(BaseModel):
 class RunBlock(Block):
     """Where the run goes and its seed."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "run"
+    name: RunName = "run"
     """Name of the run and of its folder."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides the order of the data, exploration, and random starts."""

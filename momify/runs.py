@@ -13,9 +13,13 @@ from momify.errors import MomifyError
 from momify.files import disk_errors, temporaries, write_text
 from momify.processes import is_first, wait_for_all
 from momify.recipe import Recipe, dump_recipe, load_recipe
+from momify.recipe_blocks import LATEST
+from momify.replaced import forget, put_back, remove, set_aside, waits
 
 RUNS = Path("runs")
-LATEST = "latest"
+_WRITTEN = ("source", "pretrain", "model", "eval", "export", "checkpoints", "tensorboard", "metrics.jsonl", "log.txt",
+            "report.json", "report.md", "report.html", "routes.html", "recipe.yaml")  # fmt: skip
+"""What momify writes into a run folder; the recipe last, as `set_aside` wants it."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,12 @@ def open_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Run:
     """The folder for a run, with its recipe written and `runs/latest` naming it.
 
     Raises MomifyError when the folder holds an earlier run (unless it is resumed with the same recipe, or overwritten),
-    or something that is not a run at all.
+    or something that is not a run at all. What is overwritten waits for `settle`.
     """
     run = Run(recipe.folder)
+    if resume and overwrite:
+        raise MomifyError("--resume goes on with an earlier run and --overwrite replaces it; give one of them")
+    _check_link(run.folder)
     if run.folder.exists() and not run.folder.is_dir():
         raise MomifyError(f"{run.folder} is a file, not a folder for a run; set run.name or run.dir to another")
     if run.folder.exists() and set(run.folder.iterdir()) - set(temporaries(run.folder)):
@@ -95,8 +102,9 @@ def open_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Run:
 def opened_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Iterator[Run]:
     """As `open_run`, held against other processes; a run that fails before it has made anything leaves nothing behind.
 
-    Of the processes of one run (torchrun) the first opens it and the others wait. Raises MomifyError when a process of
-    another run works in the folder.
+    One that was to replace another and fails before `settle`, or is killed, leaves that other one. Of the processes of
+    one run (torchrun) the first opens it and the others wait. Raises MomifyError when a process of another run works in
+    the folder.
     """
     if not is_first():
         wait_for_all()
@@ -107,6 +115,8 @@ def opened_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Iterato
     with ExitStack() as held:
         if existed:
             held.enter_context(_alone_in(recipe.folder))
+            if waits(recipe.folder):  # killed before its first training step
+                put_back(recipe.folder, _WRITTEN)
         run = open_run(recipe, resume, overwrite)
         if not existed:
             held.enter_context(_alone_in(recipe.folder))
@@ -142,34 +152,58 @@ def _leaving_nothing(run: Run, existed: bool, before: str | None) -> Iterator[Ru
     try:
         yield run
     except BaseException:
-        if not existed and not any(part.exists() for part in (run.source, run.pretraining, run.model)):
+        if waits(run.folder):
+            put_back(run.folder, _WRITTEN)
+            _restore_latest(before)
+        elif not existed and not any(part.exists() for part in (run.source, run.pretraining, run.model)):
             _discard(run, before)
         raise
+    settle(run)
+
+
+def settle(run: Run) -> None:
+    """The run is ready to train: what it replaces (--overwrite) goes for good."""
+    if is_first():
+        forget(run.folder)
 
 
 def _discard(run: Run, latest: str | None) -> None:
     """Take back an empty run, and let runs/latest name what it named before."""
-    _clear(run)
+    remove(run.folder, _WRITTEN)
     with suppress(OSError):  # what somebody else put there stays
         run.folder.rmdir()
+    _restore_latest(latest)
+    with suppress(OSError):
+        RUNS.rmdir()
+
+
+def _restore_latest(latest: str | None) -> None:
     (RUNS / LATEST).unlink(missing_ok=True)
     if latest is not None:
         (RUNS / LATEST).symlink_to(latest)
-    with suppress(OSError):
-        RUNS.rmdir()
+
+
+def _check_link(folder: Path) -> None:
+    """Raise MomifyError for a run in the place of runs/latest, and for something else that lies there."""
+    link = RUNS / LATEST
+    if folder.parent.resolve() == RUNS.resolve() and folder.name.lower() == LATEST:
+        raise MomifyError(f"{folder} is the link to the newest run; set run.name or run.dir to another folder")
+    if link.exists() and not link.is_symlink():
+        raise MomifyError(f"{link} is not the link to the newest run that momify makes there; rename it")
 
 
 def _check_earlier(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     if not run.recipe_file.exists():
         raise MomifyError(f"{run.folder} exists and is not a run of momify; set run.name or run.dir to another folder")
     if overwrite:
-        _clear(run)
+        set_aside(run.folder, _WRITTEN)
         return
     differing = changed_keys(run.recipe, recipe)
     if not run.started:  # converted only: it may be trained on any text, with any settings
         differing = [key for key in differing if key.split(".")[0] in ("source", "mom")]
     elif not resume:
-        raise MomifyError(f"{run.folder} holds an earlier run; --resume goes on with it, --overwrite starts anew")
+        raise MomifyError(f"{run.folder} holds an earlier run; --resume of momify train or run goes on with it, "
+                          "--overwrite starts anew")  # fmt: skip
     if differing:
         raise MomifyError(
             f"{run.folder} was made with another {differing[0]}; use the same recipe, another run.name, or --overwrite"
@@ -186,14 +220,6 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     """{block: {key: value}} -> {block.key: value}; a block that is null stays one key."""
     blocks = {name: block if isinstance(block, dict) else {"": block} for name, block in recipe.items()}
     return {f"{name}.{key}".rstrip("."): value for name, block in blocks.items() for key, value in block.items()}
-
-
-def _clear(run: Run) -> None:
-    """Remove what momify wrote in an earlier run, and nothing else."""
-    for name in ("source", "pretrain", "model", "eval", "export", "checkpoints", "tensorboard"):
-        shutil.rmtree(run.folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "log.txt", "report.json", "report.md", "report.html", "routes.html", "recipe.yaml"):
-        (run.folder / name).unlink(missing_ok=True)
 
 
 def _point_latest(folder: Path) -> None:

@@ -29,9 +29,10 @@ LAYERS = (
     ("data",),
     ("model", "demo", "runs"),
     ("recipe", "screen"),
+    ("recipe_choices",),
     ("recipe_blocks",),
     ("overrides", "task_names"),
-    ("mistakes",),
+    ("mistakes", "replaced"),
     ("files", "processes"),
     ("errors",),
 )

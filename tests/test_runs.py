@@ -1,12 +1,14 @@
 """runs.py: who may write into which folder."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from momify.errors import MomifyError
 from momify.recipe import Recipe, parse_recipe
-from momify.runs import changed_keys, find_run, latest_run, open_run, opened_run
+from momify.replaced import put_back, set_aside
+from momify.runs import changed_keys, find_run, latest_run, open_run, opened_run, settle
 
 TEXT = "source: {model: gpt2}\nmom: {mha: 8, ffn: 12}\ndata: {train: builtin:demo}\n"
 
@@ -75,13 +77,115 @@ def test_a_file_in_the_place_of_a_run_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "run").read_text() == "mine"
 
 
-def test_overwrite_removes_only_what_a_run_writes() -> None:
+def trained_run() -> dict[str, str]:
+    """A run with a model, metrics and a user's own file; all its files with what is in them."""
     run = open_run(recipe(), resume=False)
-    (run.folder / "notes.md").write_text("mine")
     run.model.mkdir()
-    open_run(recipe(), resume=False, overwrite=True)
-    assert (run.folder / "notes.md").exists()
-    assert not run.model.exists()
+    (run.model / "config.json").write_text("trained for a week")
+    (run.folder / "metrics.jsonl").write_text("{}\n")
+    (run.folder / "notes.md").write_text("mine")
+    return content(run.folder)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_overwrite_removes_only_what_a_run_writes() -> None:
+    trained_run()
+    with opened_run(recipe("train.steps=3"), resume=False, overwrite=True) as run:
+        assert not run.model.exists()
+        assert not run.started
+    assert sorted(content(run.folder)) == ["notes.md", "recipe.yaml"]
+    assert run.recipe.train.steps == 3
+
+
+@pytest.mark.parametrize("mistake", [MomifyError, KeyboardInterrupt])
+def test_what_overwrite_replaces_is_back_when_the_new_run_fails_before_it_trains(mistake: type) -> None:
+    open_run(recipe("run.name=other"), resume=False)
+    before = trained_run()
+    open_run(recipe("run.name=other"), resume=False)
+
+    def convert_and_fail() -> None:
+        with opened_run(recipe("data.train=typo.txt"), resume=False, overwrite=True) as run:
+            run.model.mkdir()
+            (run.model / "config.json").write_text("converted, and then the text is missing")
+            raise mistake
+
+    with pytest.raises(mistake):
+        convert_and_fail()
+    assert content(Path("runs/run")) == before
+    assert latest_run(None).folder == Path("runs/other")
+
+
+def test_what_overwrite_replaces_is_gone_once_the_new_run_trains() -> None:
+    trained_run()
+
+    def train_and_fail() -> None:
+        with opened_run(recipe("train.steps=3"), resume=False, overwrite=True) as run:
+            settle(run)
+            raise MomifyError
+
+    with pytest.raises(MomifyError):
+        train_and_fail()
+    assert sorted(content(Path("runs/run"))) == ["notes.md", "recipe.yaml"]
+    assert list(Path("runs/run").glob(".*")) == []
+
+
+@pytest.mark.parametrize("moves", range(12))
+def test_kill_while_a_run_is_replaced_leaves_it(moves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after so many moves of a replacement or of putting it back: the next start finds the earlier run."""
+    before, left = trained_run(), moves
+    names = ("model", "metrics.jsonl", "recipe.yaml")
+
+    def dying(source: Path, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise SystemError
+        Path(source).rename(target)
+
+    folder = Path("runs/run")
+    with monkeypatch.context() as patched:
+        patched.setattr("momify.replaced.os.replace", dying)
+        with contextlib.suppress(SystemError):
+            set_aside(folder, names)
+            (folder / "recipe.yaml").write_text("of the new run")
+            put_back(folder, names)
+    if (folder / ".earlier-run").exists():
+        put_back(folder, names)
+    assert content(folder) == before
+
+
+def test_next_start_brings_back_what_a_killed_one_had_moved() -> None:
+    before = trained_run()
+    set_aside(Path("runs/run"), ("model", "metrics.jsonl", "recipe.yaml"))
+    with pytest.raises(MomifyError, match="holds an earlier run"), opened_run(recipe(), resume=False):
+        pass
+    assert content(Path("runs/run")) == before
+
+
+def test_resume_and_overwrite_together_are_refused_and_change_nothing() -> None:
+    before = trained_run()
+    with pytest.raises(MomifyError, match="give one of them"), opened_run(recipe(), resume=True, overwrite=True):
+        pass
+    assert content(Path("runs/run")) == before
+
+
+def test_latest_is_no_name_for_a_run() -> None:
+    with pytest.raises(MomifyError, match="the link to the newest run; use another"):
+        recipe("run.name=Latest")
+    before = trained_run()
+    with pytest.raises(MomifyError, match="the link to the newest run"):
+        open_run(recipe("run.dir=runs/latest"), resume=False, overwrite=True)
+    assert content(Path("runs/run")) == before
+
+
+def test_folder_in_the_place_of_latest_is_named_before_anything_is_written() -> None:
+    Path("runs/latest").mkdir(parents=True)
+    with pytest.raises(MomifyError, match="runs/latest is not the link"), opened_run(recipe(), resume=False):
+        pass
+    assert [path.name for path in Path("runs").iterdir()] == ["latest"]
 
 
 def test_resume_of_nothing_and_missing_runs() -> None:
