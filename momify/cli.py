@@ -11,7 +11,18 @@ from momify import convert_options as options
 from momify.errors import MomifyError
 from momify.plan.command import plan
 from momify.sweep.command import sweep
-from momify.terminal import AsJson, Overrides, Overwrite, Quiet, Resume, listed, open_screen, say_stopped
+from momify.terminal import (
+    AsJson,
+    Overrides,
+    Overwrite,
+    Quiet,
+    Resume,
+    UsageError,
+    listed,
+    open_screen,
+    say_stopped,
+    say_usage,
+)
 
 if TYPE_CHECKING:
     from momify.recipe import Recipe
@@ -342,21 +353,30 @@ def validate(
         raise typer.Exit(2)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("momify"))
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(installed("momify"))
-        raise typer.Exit
+    pass
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     try:
-        app()
+        code = app(prog_name="momify", standalone_mode=False)  # what a command ends with by typer.Exit, else None
+    except UsageError as error:
+        say_usage(error)
+        sys.exit(error.exit_code)
     except MomifyError as error:
         typer.echo(f"momify: {error}", err=True)
         sys.exit(2)
@@ -365,6 +385,10 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("momify: interrupted", err=True)
         sys.exit(130)
+    except typer.Abort:  # typer's word for the end of what it reads
+        typer.echo("momify: aborted", err=True)
+        sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from momify.errors import MomifyError
 from momify.mistakes import first_mistake, one_line
 from momify.overrides import NOT_YAML, apply_override
 from momify.recipe_blocks import Block, DataBlock, EvalBlock, MomBlock, RunBlock, SourceBlock, TrainBlock, most_pieces
+from momify.recipe_choices import check_training
 
 _LONGEST = 1 << 18
 
@@ -52,6 +53,12 @@ class Recipe(Block):
                 raise ValueError(f"{what}; set train.distill 0 and train.cross_entropy 1")
             if keys := self.train.of_phase_two():
                 raise ValueError(f"{what}, as train.{keys[0]} asks for; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_teach(self) -> "Recipe":
+        if self.mom:
+            check_training(self.mom, self.train, self.source.scratch.layers if self.source.scratch else None)
         return self
 
     @property

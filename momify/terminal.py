@@ -1,5 +1,6 @@
-"""What commands share: options that mean the same everywhere, the screen, and the word on a run that was stopped."""
+"""What commands share: options that mean the same everywhere, the screen, and words on wrong usage and stopped runs."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -7,6 +8,8 @@ import typer
 if TYPE_CHECKING:
     from momify.screen import Screen
 
+UsageError = typer.BadParameter.__base__
+"""What typer raises for wrong usage: click's class, which newer versions of typer carry inside."""
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="block.key=value, as in train.steps=100.", show_default=False)
 ]
@@ -41,3 +44,30 @@ def say_stopped(stopped: Any, command: str) -> None:
     if is_first():
         typer.echo(line, err=True)
     raise typer.Exit(1)
+
+
+def say_usage(error: Exception) -> None:
+    """Say in one line what is wrong with the options, with the remedy; `momify` alone has shown its help already."""
+    words = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help, empty where rich has printed it
+        typer.echo(words, err=True, nl=bool(words))
+        return
+    words = " ".join(words.split()).rstrip(".")
+    typer.echo(f"momify: {words[:1].lower()}{words[1:]}{_given(error)}; see {_command(error)} --help", err=True)
+
+
+def _given(error: Exception) -> str:
+    """The value that was refused, where typer leaves it to pydantic, which does not name it."""
+    from pydantic import ValidationError
+
+    from momify.mistakes import short
+
+    cause = error.__cause__
+    return f" (got {short(cause.errors()[0]['input'])})" if isinstance(cause, ValidationError) else ""
+
+
+def _command(error: Exception) -> str:
+    """The command whose help tells more. An option without its value is found before typer knows whose it is."""
+    if error.ctx:
+        return error.ctx.command_path
+    return " ".join(["momify", *(word for word in sys.argv[1:2] if not word.startswith("-"))])

@@ -1,5 +1,6 @@
 """The command line, end to end on a tiny source: what it prints, writes and refuses."""
 
+import errno
 import json
 import os
 import resource
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +262,59 @@ def test_mistakes_give_one_line_and_exit_code_2(
     assert not (there / "runs").exists()  # nothing half-written
 
 
-@pytest.mark.parametrize("arguments", [["frobnicate"], ["convert"], ["eval", "--block", "x"], ["train"], []])
-def test_wrong_usage_is_exit_code_2(arguments: list[str], momify: Momify) -> None:
-    done = momify(*arguments)
-    assert done.code == 2
+USAGE = [
+    ("frobnicate", "no such command 'frobnicate'", "momify --help"),
+    ("--nope", "no such option: --nope", "momify --help"),
+    ("--version=3", "option '--version' does not take a value", "momify --help"),
+    ("convert", "missing argument", "momify convert --help"),
+    ("convert src --ffn 2", "missing option '--mha'", "momify convert --help"),
+    ("convert src --mha many --ffn 2", "invalid value for '--mha'", "momify convert --help"),
+    ("convert src --mha", "option '--mha' requires an argument", "momify convert --help"),
+    ("convert src other --mha 2 --ffn 2", "got unexpected extra argument", "momify convert --help"),
+    ("eval --block x", "invalid value for '--block'", "momify eval --help"),
+    ("eval --blocks 3", "no such option: --blocks", "momify eval --help"),
+    ("train", "missing argument", "momify train --help"),
+    ("plan src --mha two", "invalid value for '--mha'", "momify plan --help"),
+    ("sweep src --tokens some", "invalid value for '--tokens'", "momify sweep --help"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words", "remedy"), USAGE, ids=[usage[0] for usage in USAGE])
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: str, words: str, remedy: str, momify: Momify) -> None:
+    done = momify(*arguments.split())
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
+    assert done.err.startswith(f"momify: {words}")
+    assert done.err.endswith(f"; see {remedy}\n")
+
+
+def test_wrong_usage_names_the_value(momify: Momify) -> None:
+    assert "'many'" in momify("convert", "src", "--mha", "many", "--ffn", "2").err
+    assert "'0'" in momify("eval", "--limit", "0").err
+
+
+def test_the_bare_command_shows_its_help_and_nothing_else(momify: Momify) -> None:
+    done = momify()
+    assert (done.code, done.err) == (2, "")
+    assert "validate" in done.out
+    assert momify("--help").out.strip() == done.out.strip()
+    assert momify("--version") == (0, f"{version('momify')}\n", "")
+
+
+def test_a_code_of_a_command_s_own_comes_through(there: Path, momify: Momify) -> None:
+    (there / "bad.yaml").write_text("- 1")
+    done = momify("validate", "tiny.yaml", "bad.yaml")
+    assert (done.code, done.out) == (2, "tiny.yaml: ok\n")
+    assert "bad.yaml holds a list" in done.err
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (EOFError, 1), (BrokenPipeError, 1)])
+def test_what_is_broken_off_has_its_code(
+    raised: type[BaseException], code: int, momify: Momify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise raised(errno.EPIPE, "gone")
+
+    monkeypatch.setattr("momify.recipe.load_recipe", broken)
+    done = momify("validate", "x.yaml")
+    assert (done.code, done.out) == (code, "")
     assert "Traceback" not in done.err

@@ -114,6 +114,38 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], said: str, there: Pat
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "max_length=40"), "dense: xsum needs 60 positions"),
+        (("--also", "short"), "short: xsum needs 60 positions"),
+        (("--tasks", "rte,ppl", "--data", "text.txt", "--also", "short"), "short: block 80 is longer"),
+    ],
+)
+def test_what_is_too_short_for_one_task_is_told_before_another_is_scored(
+    arguments: tuple[str, ...], said: str, there: Path, momify: Momify
+) -> None:
+    sizes = {"vocab_size": 280, "n_positions": 48, "n_embd": 32, "n_layer": 1, "n_head": 4}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(there / "short")
+    for path in (there / "src").glob("tokenizer*"):
+        shutil.copy(path, there / "short")
+    code, _, err = momify("eval", "src", "--tasks", "rte,xsum", "--data-dir", "data", *FAST[:2], *arguments)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert said in err
+    assert not list(there.rglob("rte.json"))
+
+
+def test_heads_are_trained_again_where_only_scores_were_kept(there: Path, momify: Momify) -> None:
+    command = ("eval", "src", "--tasks", "wnli", "--data-dir", "data", *FAST)
+    assert momify(*command)[0] == 0
+    code, out, _ = momify(*command, "--keep-heads")
+    assert (code, out.count("it is trained again")) == (0, 1)
+    (head,) = there.rglob("wnli/dense-seed0")
+    GPT2ForSequenceClassification.from_pretrained(head)
+    code, out, _ = momify(*command, "--keep-heads")
+    assert (code, out.count("it is trained again")) == (0, 0)
+
+
 def test_run_scores_the_tasks_of_its_recipe_and_checks_their_data_first(there: Path, momify: Momify) -> None:
     recipe = """
 run: {name: all}

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from itertools import chain, islice
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
+from datasets.utils import logging as datasets_logging
 from pyarrow import ArrowInvalid
 
 from momify.data.hub import HubStream, find_on_hub
@@ -97,10 +99,22 @@ def _local(paths: list[Path], column: str) -> tuple[Dataset, None]:
 
 def _generate(names: list[str], make: Any) -> Dataset:
     try:
-        return make()
+        with _unheard():
+            return make()
     except Exception as error:  # the readers underneath raise a dozen kinds; each means: not to be read
         reason = " ".join(str(error.__cause__ or error).split())[:150] or "it is empty"
         raise MomifyError(f"data file {', '.join(names)} holds no documents or cannot be read: {reason}") from None
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep the readers underneath quiet: they log what they then raise, which momify says in a line of its own."""
+    before = datasets_logging.get_verbosity()
+    datasets_logging.set_verbosity(datasets_logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets_logging.set_verbosity(before)
 
 
 def _text_column(data: Dataset, column: str, name: str) -> Dataset:

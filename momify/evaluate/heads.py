@@ -1,10 +1,13 @@
-"""Fine-tuned models that the user asked to keep."""
+"""Fine-tuned models that the user asked to keep, each with a note of which score is its own."""
 
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from momify.files import whole_folder
+from momify.evaluate.results import Key
+from momify.files import read_json, whole_folder, write_json
+
+_NOTE = "momify_score.json"
 
 
 def keep_head(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -12,3 +15,17 @@ def keep_head(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+def note_score(folder: Path, key: Key) -> None:
+    """Note beside a kept model, where the task kept one, under which key it was scored."""
+    if folder.is_dir():
+        write_json(folder / _NOTE, {"key": key})
+
+
+def is_kept(folder: Path, key: Key) -> bool:
+    """Whether the model that was scored under `key` lies there; one without a note counts, as none were noted once."""
+    if not (folder / "config.json").is_file():
+        return False
+    note = folder / _NOTE
+    return not note.exists() or read_json(note) == {"key": key}

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar
 
+from momify.evaluate.batches import end_of_text
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.fine_tune import FineTuning
 from momify.evaluate.glue_data import GlueData
@@ -23,6 +24,10 @@ class Learned:
     def limited(self) -> bool:
         """Whether a part of the data was left out."""
         return self.data.limited
+
+    def check_fit(self, one: Contestant) -> None:
+        """Raise MomifyError for a tokenizer without the token that pads."""
+        end_of_text(one.tokenizer)
 
     @cached_property
     def _data_hash(self) -> str:

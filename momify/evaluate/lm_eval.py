@@ -71,6 +71,9 @@ class LmEval:
         own = self.folder / OWN_TASKS if self.folder else None
         return _load(self.task, own if own and own.is_dir() else None)
 
+    def check_fit(self, one: Contestant) -> None:
+        """Nothing to refuse: lm-eval cuts what is too long for a model."""
+
     def key(self, one: Contestant) -> Key:
         """Weights, tokenizer, lm-eval's version, and the task as lm-eval resolved it."""
         return {

@@ -190,13 +190,18 @@ def _check_reference(model: PreTrainedModel, reference: PreTrainedModel | None) 
         raise MomifyError(f"{ours} entries of vocabulary cannot be compared with a reference's {theirs}: name another")
 
 
+def check_block(block: int, positions: int) -> None:
+    """Raise MomifyError for windows of more tokens than a model has positions."""
+    if block > positions:
+        raise MomifyError(f"block {block} is longer than the model's {positions} positions: shorten it")
+
+
 def _check_fit(model: PreTrainedModel, tokens: Tensor, protocol: Protocol, sizes: Tensor | None) -> None:
     """Refuse what would otherwise end in an index error, or in a number that means nothing."""
     positions, vocab = model.config.max_position_embeddings, model.config.vocab_size
     if tokens.dim() != 1 or len(tokens) < 2:
         raise MomifyError(f"tokens of shape {tuple(tokens.shape)} cannot be scored: give a row of 2 or more")
-    if protocol.block > positions:
-        raise MomifyError(f"block {protocol.block} is longer than the model's {positions} positions: shorten it")
+    check_block(protocol.block, positions)
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab:
         raise MomifyError(f"token ids {low}..{high} do not fit {vocab} entries: use the model's own tokenizer")

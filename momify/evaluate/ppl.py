@@ -15,7 +15,7 @@ from momify.data.blocks import TokenData
 from momify.evaluate.byte_lengths import byte_lengths
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.fine_tune import device
-from momify.evaluate.perplexity import Perplexity, Protocol, perplexity, windows
+from momify.evaluate.perplexity import Perplexity, Protocol, check_block, perplexity, windows
 from momify.evaluate.results import Key, Score
 from momify.evaluate.task import Baseline, Turn
 
@@ -58,6 +58,11 @@ class Ppl:
     def check(self) -> None:
         """Raise MomifyError for a window that cannot be, before a model is loaded."""
         self.protocol()
+
+    def check_fit(self, one: Contestant) -> None:
+        """Raise MomifyError for a window longer than the contestant's positions, where those are known."""
+        if one.positions:
+            check_block(self.block, one.positions)
 
     def compared(self, one: Contestant) -> bool:
         """Whether the reference is another model that reads the same tokens."""

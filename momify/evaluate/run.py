@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from momify.errors import MomifyError
 from momify.evaluate.contestant import Contestant
+from momify.evaluate.heads import is_kept, note_score
 from momify.evaluate.results import Entry, Results, Score
 from momify.evaluate.task import Outcome, Task, Turn
 
@@ -41,23 +43,32 @@ def evaluate(tasks: list[Task], contestants: list[Contestant], seeds: list[int],
     """Each task's scores of each contestant, one a seed (one in all where nothing is random).
 
     A score is written to `place.folder` as soon as it is made, so that a killed evaluation goes on with the next one;
-    a kept one is used again only for the same weights, data, protocol and seed.
+    a kept one is used again only for the same weights, data, protocol and seed, and where `place.keep_heads` asks for
+    the fine-tuned model besides, only if that is there. Raises MomifyError for a contestant that a task cannot take,
+    before anything is scored.
     """
     kept = {task.name: Results(results_file(place.folder, task.name), task.name) for task in tasks}
     units = [
         _Unit(task, one, seed) for task in tasks for seed in (seeds if task.seeded else [None]) for one in contestants
     ]
-    missing = [unit for unit in units if _find(unit, kept) is None]
+    missing = [unit for unit in units if not _is_done(unit, kept, place)]
+    _check_fit(missing)
     meter = _Meter(sum(unit.task.work(unit.one) for unit in missing), place.watch)
     for unit in missing:
-        if _find(unit, kept) is None:  # another with the same weights may have been scored meanwhile
+        if not _is_done(unit, kept, place):  # another with the same weights may have been scored meanwhile
+            if _find(unit, kept) is not None:
+                place.say(f"{unit.words}: the score is kept, but not the fine-tuned model; it is trained again")
             _make(unit, kept[unit.task.name], place, meter)
     return [_outcome(task, [unit for unit in units if unit.task is task], kept) for task in tasks]
 
 
 def results_file(folder: Path, task: str) -> Path:
     """Where the scores of a task are kept; a name with other than plain characters is spelled with hyphens."""
-    return folder / ("".join(c if c.isalnum() or c in "-_." else "-" for c in task) + ".json")
+    return folder / f"{_plain(task)}.json"
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
 @dataclass
@@ -78,15 +89,39 @@ def _find(unit: _Unit, kept: dict[str, Results]) -> Score | None:
     return kept[unit.task.name].find(unit.one.role, unit.seed, unit.task.key(unit.one))
 
 
+def _is_done(unit: _Unit, kept: dict[str, Results], place: Place) -> bool:
+    """Whether nothing is left to do: there is a score, and the fine-tuned model where that is asked for."""
+    head = _head(unit, place)
+    return _find(unit, kept) is not None and (head is None or is_kept(head, unit.task.key(unit.one)))
+
+
+def _head(unit: _Unit, place: Place) -> Path | None:
+    """Where to keep the fine-tuned model of a unit; a task without seeds fine-tunes nothing."""
+    if not (place.keep_heads and unit.task.seeded):
+        return None
+    return place.folder / "heads" / unit.task.name / f"{_plain(unit.one.role)}-seed{unit.seed}"
+
+
+def _check_fit(units: list[_Unit]) -> None:
+    """Raise MomifyError, naming the contestant, where one cannot be scored."""
+    for unit in units:
+        try:
+            unit.task.check_fit(unit.one)
+        except MomifyError as error:
+            raise MomifyError(f"{unit.one.role}: {error}") from None
+
+
 def _make(unit: _Unit, results: Results, place: Place, meter: _Meter) -> None:
     """Score one unit, write it, and say so."""
     meter.doing = unit.words
     meter.tick(0)
-    keep = place.folder / "heads" / unit.task.name / f"{unit.one.role}-seed{unit.seed}" if place.keep_heads else None
+    keep, key = _head(unit, place), unit.task.key(unit.one)
     since = time.monotonic()
     score = unit.task.score(unit.one, Turn(unit.seed or 0, meter.tick, keep))
     score = replace(score, seconds=round(time.monotonic() - since, 1))
-    results.add(Entry(unit.one.role, unit.seed, unit.task.key(unit.one), score))
+    if keep:
+        note_score(keep, key)
+    results.add(Entry(unit.one.role, unit.seed, key, score))
     found = score.metrics[unit.task.main]
     value = "not finite" if found is None else f"{found:.2f}"
     place.say(f"{unit.words}: {unit.task.main} {value} ({score.seconds:,.0f} s)")

@@ -44,6 +44,10 @@ class Task(Protocol):
     limited: bool
     """Whether this is a quick look at a part of the data."""
 
+    def check_fit(self, one: Contestant) -> None:
+        """Raise MomifyError where `one` cannot be scored, as far as that shows without its weights."""
+        ...
+
     def key(self, one: Contestant) -> Key:
         """All that decides the score of `one`, but for the seed."""
         ...

@@ -64,6 +64,12 @@ class Xsum(Learned):
     def _more(self) -> dict[str, Any]:
         return {**asdict(self.decoding), "max_length": self.max_length, "prompt": PROMPT}
 
+    def check_fit(self, one: Contestant) -> None:
+        """Raise MomifyError where prompt and summary alone are too long, as far as the positions are known."""
+        super().check_fit(one)
+        if lengths := [length for length in (self.max_length, one.positions) if length]:
+            Reader(one.tokenizer, min(lengths), self.decoding.max_new_tokens)
+
     def work(self, one: Contestant) -> int:
         """Optimizer steps, and batches of summaries."""
         batches = -(-len(self.data.scored.examples) // _DECODED_AT_ONCE)

@@ -1,6 +1,7 @@
 """data/documents.py: files of every kind in, documents out, mistakes named."""
 
 import json
+import logging
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,13 +82,23 @@ def test_valid_files_are_part_of_the_hash(tmp_path: Path) -> None:
         (b"x", "a.csv", "one kind"),
     ],
 )
-def test_mistakes_name_the_file(tmp_path: Path, content: bytes | None, name: str, words: str) -> None:
+def test_mistakes_name_the_file(
+    tmp_path: Path, content: bytes | None, name: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(MomifyError, match=words) as caught:
-        texts(tmp_path / name)
+    datasets_logger = logging.getLogger("datasets")
+    level = datasets_logger.level
+    datasets_logger.addHandler(caplog.handler)  # it hands nothing to the root's
+    try:
+        with pytest.raises(MomifyError, match=words) as caught:
+            texts(tmp_path / name)
+    finally:
+        datasets_logger.removeHandler(caplog.handler)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not caplog.records, "the line of the readers underneath would stand beside momify's"
+    assert datasets_logger.level == level
 
 
 @pytest.mark.parametrize("name", ["latin.jsonl", "latin.parquet"])

@@ -25,8 +25,14 @@ class Counting:
     limited: bool = False
     setting: int = 0
     dies_at: int = 99
+    refuses: str = ""
+    writes: bool = False
     scored: list[tuple[str, int]] = field(default_factory=list)
     kept: list[Path | None] = field(default_factory=list)
+
+    def check_fit(self, one: Contestant) -> None:
+        if one.role == self.refuses:
+            raise MomifyError("it is too short; take another")
 
     def key(self, one: Contestant) -> dict:
         return {"sha256": one.sha256, "setting": self.setting}
@@ -44,6 +50,10 @@ class Counting:
         turn.tick(1)
         self.scored.append((one.role, turn.seed))
         self.kept.append(turn.keep)
+        if turn.keep and self.writes:
+            turn.keep.mkdir(parents=True, exist_ok=True)
+            (turn.keep / "config.json").write_text(str(self.setting))
+            (turn.keep / "momify_score.json").unlink(missing_ok=True)  # a head is replaced as a whole
         return Score({"value": int(one.sha256) + turn.seed / 10}, f"setting {self.setting}")
 
 
@@ -108,6 +118,49 @@ def test_heads_have_a_place_of_their_own(tmp_path: Path, tokenizer: object) -> N
     task = Counting()
     evaluate([task], players(tokenizer, "mom"), [3], Place(tmp_path, keep_heads=True))
     assert task.kept == [tmp_path / "heads" / "count" / "mom-seed3"]
+
+
+def test_heads_of_models_named_by_a_path_stay_in_the_folder(tmp_path: Path, tokenizer: object) -> None:
+    task = Counting()
+    evaluate([task], players(tokenizer, "/tmp/x", "../y"), [3], Place(tmp_path, keep_heads=True))
+    assert [path.name for path in task.kept] == ["-tmp-x-seed3", "..-y-seed3"]
+    assert {path.parent for path in task.kept} == {tmp_path / "heads" / "count"}
+
+
+def test_a_task_that_learns_nothing_has_no_head(tmp_path: Path, tokenizer: object) -> None:
+    for times in (1, 0):
+        task = Counting(seeded=False)
+        evaluate([task], players(tokenizer, "mom"), [3], Place(tmp_path, keep_heads=True))
+        assert task.kept == [None] * times
+
+
+def test_a_kept_score_whose_head_is_missing_is_trained_again(tmp_path: Path, tokenizer: object) -> None:
+    one, said = players(tokenizer, "mom"), []
+
+    def scored(keep_heads: bool, setting: int = 0) -> int:
+        task = Counting(writes=True, setting=setting)
+        evaluate([task], one, [3], Place(tmp_path, keep_heads, said.append))
+        return len(task.scored)
+
+    assert scored(keep_heads=False) == 1
+    assert "again" not in "".join(said)
+    assert scored(keep_heads=True) == 1
+    assert said[1] == "count, mom, seed 3: the score is kept, but not the fine-tuned model; it is trained again"
+    assert scored(keep_heads=True) == scored(keep_heads=False) == 0
+    assert scored(keep_heads=True, setting=1) == 1
+    head = tmp_path / "heads" / "count" / "mom-seed3"
+    assert scored(keep_heads=True) == 1, "what lies there was learned by another setting"
+    assert (head / "config.json").read_text() == "0"
+    (head / "momify_score.json").unlink()  # kept before there were notes
+    assert scored(keep_heads=True) == 0
+
+
+def test_every_task_looks_at_every_contestant_before_anything_is_scored(tmp_path: Path, tokenizer: object) -> None:
+    two, tasks = players(tokenizer, "source", "mom"), [Counting(), Counting(name="other", refuses="mom")]
+    with pytest.raises(MomifyError, match=r"^mom: it is too short; take another$"):
+        evaluate(tasks, two, [0], Place(tmp_path))
+    assert tasks[0].scored == tasks[1].scored == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_of_a_task_with_a_path_in_its_name_stay_in_the_folder(tmp_path: Path) -> None:
