@@ -124,7 +124,7 @@ def convert(
     from momify.pipeline import check
     from momify.recipe import make_recipe
     from momify.runs import opened_run
-    from momify.subject import context_length
+    from momify.subject import context_length, model_name
 
     mom = {"mha": mha, "ffn": ffn, "depth": depth, "modules_per_token": top_k, "mha_steps": mha_steps,
            "ffn_steps": ffn_steps, "reach": reach, "init": init, "patch_rank": patch_rank,
@@ -132,7 +132,7 @@ def convert(
            "refit_modules": refit, "refit_ridge": refit_ridge}  # fmt: skip
     length = context_length(model, revision, screen)
     data = {
-        "run": {"name": name or f"{Path(model.replace(':', '-')).name}-{mha}x{ffn}", "seed": seed},
+        "run": {"name": name or f"{model_name(model)}-{mha}x{ffn}", "seed": seed},
         "source": {"model": model, "revision": revision},
         "mom": mom,
         "data": {"train": calibration or ["builtin:demo"], "block_length": length},

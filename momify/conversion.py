@@ -21,7 +21,7 @@ from momify.convert.routers import FIT_TOKENS, RouterFit, fit_routers
 from momify.convert.short_training import ShortTraining
 from momify.convert.source import Source, open_source
 from momify.convert.trial import CANDIDATES, TRIED_WEIGHTS, best_of_trials, set_apart, tells
-from momify.data.blocks import TokenData, load_tokens
+from momify.data.blocks import Needs, TokenData, load_tokens
 from momify.data.documents import Corpus
 from momify.data.tokenizer import load_tokenizer
 from momify.measure.budget import check_budget
@@ -32,6 +32,7 @@ from momify.recipe_blocks import DataBlock, MomBlock
 from momify.report.provenance import versions
 from momify.runs import Run
 from momify.screen import Screen
+from momify.train.precision import computes_bf16
 
 JUDGED_TOKENS = 16_384  # at least, where sets of half-layers differ less than on the source as it is
 FITTED_ROWS = 16  # of text for each input of the widest module
@@ -41,6 +42,8 @@ MEASURING = "measuring what each half-layer is worth"
 def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     """Take the source apart, say what goes, refit what stays, and write the MoM as it starts to `run.model`."""
     source = open_source(source_folder(recipe, run, screen))
+    if source.dtype != torch.float32:
+        screen.say(f"the source's weights are {str(source.dtype).removeprefix('torch.')}; the MoM keeps float32")
     tokenizer = load_tokenizer(source.folder)
     network = network_of(source)
     text = CalibrationText(recipe, tokenizer, screen)
@@ -83,7 +86,8 @@ class CalibrationText:
     def tokens(self, count: int) -> torch.Tensor:
         """At least `count` tokens as blocks (S, T), spread over the text."""
         length = self.recipe.data.block_length
-        return tokens_of(self.recipe.data, self.tokenizer, self.screen).spread_blocks(-(-count // length))
+        data = tokens_of(self.recipe.data, self.tokenizer, self.screen, needs="train")
+        return data.spread_blocks(-(-count // length))
 
     def blocks(self, fewest: int = 0) -> torch.Tensor:
         """What importance is measured on, (S, T): the blocks of the recipe, at least `fewest` tokens."""
@@ -182,9 +186,13 @@ def judge_by_trial(network: Network, text: CalibrationText, source_sha256: str, 
 
 
 def short_training(recipe: Recipe, way: str) -> ShortTraining:
-    """How a copy learns what half-layers are judged by: at the learning rate and precision of the training to come."""
+    """How a copy learns what half-layers are judged by: at the learning rate of the training to come.
+
+    On the processor, so in bfloat16 only where that computes it, whatever a GPU does afterwards.
+    """
     train = recipe.train
-    return ShortTraining(way, train.learning_rate, train.precision == "bf16", recipe.run.seed)
+    bf16 = train.precision != "fp32" and computes_bf16("cpu")
+    return ShortTraining(way, train.learning_rate, bf16, recipe.run.seed)
 
 
 def learned(
@@ -259,8 +267,12 @@ def source_folder(recipe: Recipe, run: Run, screen: Screen) -> Path:
 
 
 def tokens_of(
-    data: DataBlock, tokenizer: PreTrainedTokenizerBase, screen: Screen, corpus: Corpus | None = None
+    data: DataBlock,
+    tokenizer: PreTrainedTokenizerBase,
+    screen: Screen,
+    corpus: Corpus | None = None,
+    needs: Needs = "both",
 ) -> TokenData:
     """The text as tokens, with a bar where they have to be made first."""
     with screen.progress("turning text into tokens") as progress:
-        return load_tokens(data, tokenizer, corpus, progress)
+        return load_tokens(data, tokenizer, corpus, progress, needs)

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from momify.convert.weight_files import find_weight_files
 from momify.data.blocks import load_tokens
 from momify.data.tokenizer import load_tokenizer
 from momify.errors import MomifyError
@@ -17,7 +18,7 @@ from momify.evaluate.ppl import Ppl, from_score
 from momify.evaluate.results import read_results
 from momify.evaluate.tasks import make_tasks
 from momify.files import read_json, sha256_of_files, write_json
-from momify.models import load_model, locate
+from momify.models import check_own_source, load_model, locate
 from momify.recipe_blocks import EvalBlock
 from momify.report.tasks import comparison_table, protocol_lines
 from momify.screen import Screen
@@ -62,6 +63,7 @@ def evaluate(subject: Subject, settings: EvalBlock, options: EvalOptions, screen
     if overall := average([outcome for outcome in outcomes if outcome.task.name in GLUE]):
         found.append(overall)
     keep_summaries(subject.results / "eval" / SUMMARIES, found)
+    screen.say(f"wrote {subject.results / 'eval'}")
     return found
 
 
@@ -128,7 +130,12 @@ def ppl_task(subject: Subject, options: EvalOptions) -> Ppl:
     """The task `ppl` on a subject's held-out text. Raises MomifyError for a window that cannot be."""
     data = subject.data(options.data, options.column)
     block = options.block or data.block_length
-    task = Ppl(cache(lambda tokenizer: load_tokens(data, tokenizer)), block, options.stride or block, options.limit)
+    task = Ppl(
+        cache(lambda tokenizer: load_tokens(data, tokenizer, needs="valid")),
+        block,
+        options.stride or block,
+        options.limit,
+    )
     task.check()
     return task
 
@@ -151,13 +158,19 @@ def contestants_of(subject: Subject, options: EvalOptions, screen: Screen) -> li
 
 
 def contestant(role: str, subject: Subject, screen: Screen) -> Contestant:
-    """The model that plays `role`: source (the dense one), else the subject itself."""
-    return _contestant(role, subject.source(screen) if role == "source" else subject.folder)
+    """The model that plays `role`: source (the dense one), else the subject itself.
+
+    Raises MomifyError for a source that is not the one that the subject was made from.
+    """
+    if role != "source":
+        return _contestant(role, subject.folder)
+    found = _contestant(role, folder := subject.source(screen))
+    check_own_source(folder, found.sha256, subject.folder)
+    return found
 
 
 def _contestant(role: str, folder: Path) -> Contestant:
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    digest = sha256_of_files([folder / "config.json", *weights])
+    digest = sha256_of_files([folder / "config.json", *find_weight_files(folder)])
     return Contestant(role, digest, lambda: load_model(folder), load_tokenizer(folder))
 
 

@@ -17,7 +17,7 @@ from momify.errors import MomifyError
 from momify.files import whole_folder, write_json
 from momify.model import MomForCausalLM
 from momify.model.activation import make_activation
-from momify.runs import find_run, latest_run
+from momify.runs import Run, find_run, latest_run
 
 BUILTIN = "builtin:demo"
 PROVENANCE = "momify.json"
@@ -38,14 +38,23 @@ def locate(name: str | None, revision: str | None = None, say: Callable[[str], N
         return Path(__file__).parent / "demo" / "checkpoint"
     run = latest_run(name) if name is None else find_run(name)
     if run is not None:
-        if not (run.model / "config.json").is_file():
-            raise MomifyError(f"run {run.folder} has no model yet; momify train {run.recipe_file} --resume makes it")
-        return run.model
+        return _model_of(run)
     if Path(name).exists():
         return Path(name)
     if not _HUB_NAME.fullmatch(name):
-        raise MomifyError(f"model folder {name} does not exist; give a folder with config.json and weights")
+        raise MomifyError(
+            f"model folder {name} does not exist; give a folder with config.json and weights (one that does not begin "
+            "with / is looked for from the folder that momify is started in)"
+        )
     return _from_hub(name, revision, say)
+
+
+def _model_of(run: Run) -> Path:
+    """The MoM of a run, or the dense model where the run is phase 1 alone."""
+    folder = run.source if run.recipe.mom is None else run.model
+    if not (folder / "config.json").is_file():
+        raise MomifyError(f"run {run.folder} has no model yet; momify train {run.recipe_file} --resume makes it")
+    return folder
 
 
 def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
@@ -153,6 +162,26 @@ def step_layers(provenance: Mapping[str, Any]) -> list[int | None] | None:
     if layers is not None and not (known and all(type(layer) is int for layer in known)):
         raise MomifyError(f"{PROVENANCE}: plan.step_layers is {layers!r:.80}; convert the source again")
     return layers
+
+
+def open_own_source(folder: Path, model: Path) -> Source:
+    """The source in `folder` that the MoM in `model` was made from.
+
+    Raises MomifyError for another one, known by its SHA-256; a MoM that says nothing of it may have any.
+    """
+    source = open_source(folder)
+    check_own_source(folder, source.sha256, model)
+    return source
+
+
+def check_own_source(folder: Path, sha256: str, model: Path) -> None:
+    """Raise MomifyError where weights of that hash, in `folder`, are not what the MoM in `model` was made from."""
+    made_from = read_provenance(model).get("source", {}).get("sha256")
+    if made_from not in (None, sha256):
+        raise MomifyError(
+            f"{folder} is not the source that {model} was made from: its SHA-256 differs; convert it anew, "
+            "or put back the model that was converted"
+        )
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

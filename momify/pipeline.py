@@ -10,12 +10,12 @@ from transformers.utils import logging as transformers_logging
 
 from momify.conversion import convert, request_of, source_folder, tokens_of
 from momify.convert.homes import check_request
-from momify.convert.source import open_source, read_config
+from momify.convert.source import read_config
 from momify.data.blocks import load_tokens
 from momify.data.documents import Corpus, read_corpus
 from momify.data.tokenizer import check_same_tokens, load_tokenizer, train_tokenizer
 from momify.errors import MomifyError
-from momify.evaluation import EvalOptions, evaluate, evaluate_ppl, kept_start, kept_summaries
+from momify.evaluation import EvalOptions, contestant, evaluate, evaluate_ppl, kept_start, kept_summaries
 from momify.export.gpt2 import export_gpt2
 from momify.export.mom import export_mom
 from momify.files import read_json, whole_folder, write_text
@@ -26,6 +26,7 @@ from momify.models import (
     load_mom,
     load_teacher,
     locate,
+    open_own_source,
     read_provenance,
     step_layers,
     write_model,
@@ -42,7 +43,9 @@ from momify.runs import Run, settle
 from momify.screen import Screen
 from momify.subject import Subject
 from momify.train.fit import Place, Stopped, fit
+from momify.train.precision import computes_bf16, training_device
 from momify.train.scratch import dense_gpt2
+from momify.train.tokens import tokens_seen
 
 EXPORTERS = {"mom": export_mom, "gpt2": export_gpt2}
 
@@ -124,6 +127,7 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
             f"({len(data.valid):,} held out), {settings.steps:,} steps of "
             f"{settings.batch_size * data.block_length:,} tokens"
         )
+        warn_of_slow_precision(settings, screen)
         settle(run)
         if stopped := fit(model, None, data, settings, place):
             return stopped
@@ -135,6 +139,16 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
             write_model(run.source, model, tokenizer, {"recipe": recipe.model_dump(), "versions": versions()})
     screen.say(f"wrote {run.source}")
     return None
+
+
+def warn_of_slow_precision(settings: TrainBlock, screen: Screen) -> None:
+    """Say when bfloat16 was asked for on a device that only imitates it."""
+    device = training_device()
+    if settings.precision == "bf16" and not computes_bf16(device):
+        screen.say(
+            f"warning: this {device} does not compute bfloat16, it imitates it at a fraction of float32's speed; leave "
+            "train.precision out, or set fp32"
+        )
 
 
 def tokenizer_of(scratch: Scratch, corpus: Corpus, run: Run, screen: Screen) -> PreTrainedTokenizerBase:
@@ -169,12 +183,7 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     if settings.budget is None:
         settings = settings.model_copy(update={"budget": recipe.mom.budget})
     tokenizer = load_tokenizer(run.model)
-    source = open_source(source_folder(recipe, run, screen))
-    if provenance["source"]["sha256"] != source.sha256:
-        raise MomifyError(
-            f"{source.folder} is not the source that {run.model} was made from: its SHA-256 differs; convert it anew, "
-            "or put back the model that was converted"
-        )
+    source = open_own_source(source_folder(recipe, run, screen), run.model)
     check_same_tokens(tokenizer, load_tokenizer(source.folder))
     with first_then_others():
         data = tokens_of(recipe.data, tokenizer, screen)
@@ -193,11 +202,12 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     spliced = f", blocks of {pieces} pieces from different places of the text" if pieces > 1 else ""
     optimizer, per_step = settings.optimizer_for(taught=True), settings.batch_size * data.block_length
     screen.say(f"phase 2: {settings.steps:,} steps of {per_step:,} tokens by {optimizer}{spliced}")
+    warn_of_slow_precision(settings, screen)
     place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume, screen.say)
     settle(run)
     if stopped := fit(model, teacher, data, settings, place, step_layers(provenance)):
         return stopped
-    tokens = settings.steps * per_step * count()
+    tokens = tokens_seen(place.checkpoints, data, settings)
     trained = {"steps": settings.steps, "tokens": tokens, "splice": pieces}
     provenance |= {"trained": trained, "recipe": recipe.model_dump()}
     with first_then_others():
@@ -216,15 +226,18 @@ def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[
     trained = read_provenance(subject.folder).get("trained", {})
     scored = evaluate_ppl(subject, options, screen)
     scored |= kept_start(subject, scored["source"].protocol)
-    source = open_source(subject.source(screen))
+    source = open_own_source(subject.source(screen), subject.folder)
     name = subject.recipe.source.model or str(source.folder)
     pair = Pair(name, load_dense(source), subject.name, load_mom(subject.folder))
-    data = load_tokens(subject.data(options.data, options.column), load_tokenizer(subject.folder))
-    origin = Origin(name, source.sha256, subject.recipe.run.seed, subject.recipe.model_dump(), command_line())
+    data = load_tokens(subject.data(options.data, options.column), load_tokenizer(subject.folder), needs="valid")
+    weights = contestant("mom", subject, screen).sha256
+    recipe = subject.recipe
+    origin = Origin(name, source.sha256, recipe.run.seed, recipe.model_dump(), command_line(), weights)
     training = read_training(subject.run.metrics, trained.get("splice", 1)) if subject.run else None
     looks = Looks(training=training, tasks=kept_summaries(subject, screen))
     with screen.progress("measuring") as progress:
-        report = measure_pair(pair, data, quality_of(scored, bool(trained.get("steps"))), origin, looks, progress)
+        quality = quality_of(scored, bool(trained.get("steps")), len(data.valid))
+        report = measure_pair(pair, data, quality, origin, looks, progress)
     write_report(report, subject.results)
     screen.say(f"wrote {subject.results / 'report.html'}, report.md and report.json")
     return report
@@ -251,6 +264,18 @@ def routes(subject: Subject, text: str, target: Path, screen: Screen, leave_out:
     return paths
 
 
+def report_of(subject: Subject, screen: Screen) -> dict[str, Any] | None:
+    """The report of a subject's very weights, None where there is none; one of other weights is told of and left."""
+    path = subject.results / "report.json"
+    if not path.exists():
+        return None
+    report = read_json(path)
+    if report["provenance"].get("mom_sha256") == contestant("mom", subject, screen).sha256:
+        return report
+    screen.say(f"{path} is of other weights and is not told on the model's page; momify report makes it anew")
+    return None
+
+
 def check_format(form: str) -> None:
     """Raise MomifyError for a format that is not there."""
     if form not in EXPORTERS:
@@ -262,7 +287,6 @@ def export(subject: Subject, form: str, target: Path, screen: Screen) -> Path:
     check_format(form)
     if subject.kind != "mom":
         raise MomifyError(f"{subject.name} is a dense gpt2 model, which loads anywhere as it is; export takes a MoM")
-    report = subject.results / "report.json"
-    EXPORTERS[form](subject.folder, target, read_json(report) if report.exists() else None, screen.say)
+    EXPORTERS[form](subject.folder, target, report_of(subject, screen), screen.say)
     screen.say(f"wrote {target}")
     return target

@@ -3,6 +3,7 @@
 docs/recipes.md repeats them (tests/test_docs.py). No torch here.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -16,7 +17,12 @@ def _no_nul(value: str) -> str:
     return value
 
 
-def _no_latest(value: str) -> str:
+def _names_a_run(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError(
+            f"{value[:60]!r} is no name for a run (--name); use at most 100 letters, digits, '.', '_' and '-', the "
+            "first a letter or a digit"
+        )
     if value.lower() == LATEST:
         raise ValueError(f"'{value}' is the name of the link to the newest run; use another")
     return value
@@ -30,13 +36,14 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_no_nul)]
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100), AfterValidator(_no_latest)]
+RunName = Annotated[str, AfterValidator(_names_a_run)]
 Names = Annotated[list[Text], BeforeValidator(_one_or_many)]
 Optimizer = Literal["adamw", "muon", "normuon"]
 HIDDEN = 10.0  # train.hidden where nothing else is said (docs/results.md)
 SPLICE = 4  # train.splice
 LATEST = "latest"  # beside the runs, a link to the newest of them
 EMBEDDING_RATE = 0.5  # train.embedding_rate
+RIDGE = 1e-4  # least mom.refit_ridge: from fewer tokens than features it is off by 1%, 1e-5 by 9%, 1e-6 by 200 times
 _PHASE_TWO = {"hidden": 0.0, "splice": 1, "stand_ins_first": 0.0, "freeze_embeddings": False}
 """Keys of train that need a source, but for these values (and null)."""
 
@@ -71,7 +78,8 @@ class TrainBlock(Block):
     batch_size: Positive = 64
     """Sequences per optimizer step and process."""
     micro_batch: Positive | None = None
-    """Sequences per forward pass; null: the whole batch. Must divide batch_size; changes memory, not results."""
+    """Sequences per forward pass; null: the whole batch. Must divide batch_size; changes memory, not results (but for
+    random draws, and for balance, which is measured in each pass)."""
     optimizer: Optimizer | None = None
     """muon: orthogonalised momentum for the matrices of the modules, AdamW for the rest; normuon: the same, evened out
     over what each matrix puts out; null: normuon where the source's predictions are learned and nothing is sharded,
@@ -81,8 +89,8 @@ class TrainBlock(Block):
     matrix_rate: Annotated[float, Field(gt=0)] = 2.0
     """That of the modules' matrices under muon and normuon, in multiples of learning_rate; they also decay by it."""
     embedding_rate: Annotated[float, Field(gt=0)] | None = None
-    """Likewise that of token and position embeddings and the head; null: 0.5 where the source's predictions are
-    learned, else 1."""
+    """That of token and position embeddings and the head, likewise in multiples, under every optimizer; null: 0.5 under
+    muon and normuon where the source's predictions are learned, else 1."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """How the learning rate falls afterwards, to 0."""
     warmup: Share = 0.03
@@ -91,8 +99,9 @@ class TrainBlock(Block):
     """Decoupled weight decay of matrices and embeddings; biases and norms have none."""
     clip: Weight = 1.0
     """Largest gradient norm; 0: no clipping."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: mixed precision, weights kept in float32."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """bf16: mixed precision, weights kept in float32; null: bf16 where the machine computes it (an NVIDIA GPU since
+    Ampere, a processor with AVX-512 or Arm's BF16), else fp32."""
     distill: Weight = 1.0
     """Weight of the Kullback-Leibler divergence from the source's predictions (phase 2)."""
     cross_entropy: Weight = 0.0
@@ -166,7 +175,8 @@ class TrainBlock(Block):
 
     def embeddings_at(self, taught: bool) -> float:
         """`embedding_rate` decided; taught: whether there is a source to learn from."""
-        return self.embedding_rate or (EMBEDDING_RATE if taught and self.distill else 1.0)
+        slower = taught and self.distill and self.optimizer_for(taught) != "adamw"
+        return self.embedding_rate or (EMBEDDING_RATE if slower else 1.0)
 
     def of_phase_two(self) -> list[str]:
         """Keys that are set and mean nothing without a source to start and to learn from."""
@@ -270,9 +280,9 @@ class MomBlock(Block):
     which bounds memory); 0: not at all, and patches and step deltas start as nothing."""
     refit_modules: bool = True
     """false: kept modules keep their weights, only patches and step deltas are fitted."""
-    refit_ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = 30.0  # beyond: rounding, or nothing
+    refit_ridge: Annotated[float, Field(ge=RIDGE, le=1e6)] = 30.0
     """How strongly refitted modules hold on to their own weights (ridge over the mean variance of what they read):
-    30 trains as well as none, 0.001 starts best."""
+    30 trains as well as none, 0.001 starts best; below 0.0001 rounding would decide."""
     patch_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of the linear patch that SKIP adds in a removed half-layer's place, at most the source's width; 0: none."""
     step_rank: Annotated[int, Field(ge=0)] | None = None

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -232,6 +233,12 @@ def _point_latest(folder: Path) -> None:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)
         os.replace(temporary, RUNS / LATEST)
+
+
+def plain_name(name: str) -> str:
+    """A name for a run or a folder of results: what no run's name has in it becomes a hyphen."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:90]
+    return plain if plain and plain.lower() != LATEST else f"model-{plain}".strip("-")
 
 
 def find_run(name: str | None) -> Run | None:

@@ -1,5 +1,6 @@
 """What a command works on: a model folder, the source beside it, its text, and where results go."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from momify.errors import MomifyError
 from momify.models import BUILTIN, locate, model_type, read_provenance
 from momify.recipe import Recipe, make_recipe
 from momify.recipe_blocks import DataBlock
-from momify.runs import RUNS, Run, find_run
+from momify.runs import RUNS, Run, find_run, plain_name
 from momify.screen import Screen
+
+ALL = 2**62  # tokens: more than any text has
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,20 @@ class Subject:
     @property
     def results(self) -> Path:
         """The folder for eval/, report.* and export/."""
-        return self.run.folder if self.run else RUNS / self.folder.resolve().name
+        return self.run.folder if self.run else results_folder(self.name, self.folder)
 
     def data(self, paths: list[str] | None, column: str = "text") -> DataBlock:
-        """The text to measure on: `paths` if given, else what the model was trained with.
+        """The text to measure on: all of `paths` if given, else what is held out of what the model was trained with.
 
         Raises MomifyError where neither is known.
         """
         known = self.recipe.data if self.recipe else None
         if paths:
             length = known.block_length if known else self.block_length
-            return DataBlock(train=paths, column=column, block_length=length)
+            if paths == [BUILTIN]:  # which has held-out text of its own
+                return DataBlock(train=paths, block_length=length)
+            whole = {"valid_tokens": ALL} if all(Path(path).exists() for path in paths) else {}
+            return DataBlock(train=paths, train_tokens=1, valid=paths, column=column, block_length=length, **whole)
         if known:
             return known
         if self.name == BUILTIN:
@@ -58,6 +64,21 @@ class Subject:
         if self.recipe is None or self.recipe.source.model is None:
             raise MomifyError(f"{self.name} does not say which source it was made from; only momify's own models do")
         return locate(self.recipe.source.model, self.recipe.source.revision, screen.say)
+
+
+def model_name(name: str) -> str:
+    """MODEL as the name of a run: a folder's own name, of a hub name what stands behind the /."""
+    return plain_name(Path(name).resolve().name if name != BUILTIN and Path(name).exists() else name.rpartition("/")[2])
+
+
+def results_folder(name: str, folder: Path) -> Path:
+    """Where results on a model outside the runs go: under its name, and its place, as other folders share the name."""
+    local = name != BUILTIN and Path(name).exists()
+    plain, place = (folder.resolve().name, str(folder.resolve())) if local else (name, name)
+    short = RUNS / plain_name(plain)
+    if not local and not (short / "recipe.yaml").exists():
+        return short
+    return RUNS / f"{plain_name(plain)}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
 def find_subject(name: str | None, screen: Screen) -> Subject:

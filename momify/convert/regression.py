@@ -36,7 +36,8 @@ class Moments:
         self.rows += x.shape[0]
         self.x += x.sum(0, dtype=torch.float64)
         self.y += y.sum(0, dtype=torch.float64)
-        # a batch's product in its own precision, a piece at a time; the sum over batches in float64
+        # A batch's product in its own precision, a piece at a time; the sum over batches in float64. In float32 its
+        # rounding is 1e-6 of the mean variance: recipes keep ridges well above (RIDGE), in half the time of float64.
         for part, xx, xy in zip(x.split(_ROWS, 1), self.xx.split(_ROWS), self.xy.split(_ROWS), strict=True):
             xx += part.T @ x
             xy += part.T @ y

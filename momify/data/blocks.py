@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from momify.recipe_blocks import DataBlock, most_pieces
 
 _FORMAT = 1  # part of the cache key: raise it when the content of a cached folder changes
 _LARGEST_HELD_OUT_SHARE = 0.1
+Needs = Literal["train", "valid", "both"]
 NOT_SCORED = -100  # a label that no loss counts, as torch and transformers have it
 
 
@@ -101,10 +103,12 @@ def load_tokens(
     tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus | None = None,
     progress: Progress = lambda done, total: None,
+    needs: Needs = "both",
 ) -> TokenData:
     """Tokens of a recipe's data, from the cache where they were made before; `progress` is told tokens made.
 
-    Raises MomifyError when the text is missing, or too short for one block to train on.
+    Raises MomifyError when the text is missing, or too short for what it is needed for: one block to train on, two
+    tokens to measure on.
     """
     corpus = corpus or read_corpus(data)
     key = _cache_key(corpus, tokenizer, data)
@@ -114,12 +118,13 @@ def load_tokens(
             if part:
                 _write_tokens(corpus, tokenizer, data, part, progress)
     tokens = _map_tokens(folder, data.block_length, key)
-    if len(tokens.train) >= data.block_length and len(tokens.valid) < 2:
+    trains = needs == "valid" or len(tokens.train) >= data.block_length
+    if needs != "train" and trains and len(tokens.valid) < 2:
         raise MomifyError(
             f"data {', '.join(data.valid or data.train)} leaves nothing to be held out; set data.valid, or, in a txt "
             "file, put lines of <|endoftext|> between documents"
         )
-    if len(tokens.train) < data.block_length:
+    if not trains:
         raise MomifyError(
             f"data {', '.join(data.train)} gives {len(tokens.train):,} tokens to train on, less "
             f"than one block of {data.block_length}; give more text or a smaller data.block_length"

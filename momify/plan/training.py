@@ -114,10 +114,10 @@ def training_activations(mom: Shape, rows: int, settings: TrainBlock) -> int:
     """Bytes that n = `rows` tokens keep for the backward pass, the losses' own among them.
 
     An attention half keeps its input, the normalised input, q, k, v and the output, a feed-forward half the first two
-    and its inner activations; in bf16 most of them take half a float. A patch keeps the rows that it is given and those
-    between its factors, a delta these only.
+    and its inner activations; in bf16, and where the machine decides, most of them take half a
+    float. A patch keeps the rows that it is given and those between its factors, a delta these only.
     """
-    saved, d, steps = SAVED[settings.precision], mom.width, []
+    saved, d, steps = SAVED[settings.precision or "bf16"], mom.width, []
     for step in range(mom.steps):
         attention = saved.attention + saved.sorted_attention * mom.mha.routed(step)
         forward = (saved.forward + saved.sorted_forward * mom.ffn.routed(step)) * d + saved.inner * mom.inner

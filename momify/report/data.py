@@ -42,12 +42,13 @@ class Looks:
 class Quality:
     """Perplexity by one protocol: of the source, of the MoM as converted, of it trained; None where not measured.
 
-    Raises ValueError where neither is known of the MoM.
+    limited: a part of the held-out text alone was scored. Raises ValueError where neither is known of the MoM.
     """
 
     source: Perplexity
     start: Perplexity | None
     trained: Perplexity | None = None
+    limited: bool = False
 
     def __post_init__(self) -> None:
         if self.start is None and self.trained is None:
@@ -178,7 +179,8 @@ def _one_speed(batch: int, protocol: str, source: Speed, mom: Speed) -> Json:
 
 def _perplexity(quality: Quality) -> Json:
     return {
-        "protocol": quality.source.protocol,
+        "protocol": quality.source.protocol + (", a part of the held-out text (limited)" if quality.limited else ""),
+        "limited": quality.limited,
         "source": _one_perplexity(quality.source),
         "mom_start": None if quality.start is None else _one_perplexity(quality.start),
         "mom_trained": None if quality.trained is None else _one_perplexity(quality.trained),

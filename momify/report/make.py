@@ -83,11 +83,12 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     write_text(folder / "report.html", render_html(report))
 
 
-def quality_of(scored: dict[str, Perplexity], trained: bool) -> Quality:
-    """Perplexities by role (source, start, mom) as a report wants them."""
+def quality_of(scored: dict[str, Perplexity], trained: bool, held_out: int) -> Quality:
+    """Perplexities by role (source, start, mom) as a report wants them; held_out: tokens that there are to score."""
+    limited = scored["source"].tokens < held_out
     if not trained:
-        return Quality(scored["source"], scored["mom"])
-    return Quality(scored["source"], scored.get("start"), scored["mom"])
+        return Quality(scored["source"], scored["mom"], limited=limited)
+    return Quality(scored["source"], scored.get("start"), scored["mom"], limited)
 
 
 def command_line() -> str:

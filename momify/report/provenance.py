@@ -14,13 +14,14 @@ import torch
 
 @dataclass(frozen=True)
 class Origin:
-    """What the caller knows: the source and its hash, the seed, the resolved recipe, the command as typed."""
+    """What the caller knows: both models' hashes, the seed, the resolved recipe, the command as typed."""
 
     source: str
     source_sha256: str
     seed: int
     recipe: dict[str, Any] | None = None
     command: str | None = None
+    mom_sha256: str | None = None
 
 
 @dataclass(frozen=True)

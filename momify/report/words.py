@@ -93,6 +93,7 @@ def _perplexity_change(perplexity: Json) -> str:
     after = trained or perplexity["mom_start"]
     change = perplexity_percent(before, after)
     line = f"perplexity {perplexity_text(before)} -> {perplexity_text(after)}" + (f" ({change})" if change else "")
+    line += " (limited)" if perplexity.get("limited") else ""
     return line if trained else f"{line}, not trained yet"
 
 

@@ -52,7 +52,7 @@ def sweep(
     from momify.sweep.cells import Sweep, source_layers
 
     base = _base(model, bool(data), [*(overrides or []), *given], screen)
-    folder = _folder(name or f"{Path(model.replace(':', '-')).stem}-sweep", resume, overwrite)
+    folder = _folder(name or f"{_plain_name(model)}-sweep", resume, overwrite)
     found = Sweep(base, wanted, tokens, folder, source_layers(base, screen))
     _sweep(found, model, screen, overwrite, as_json)
 
@@ -75,6 +75,14 @@ def _base(model: str, has_data: bool, overrides: list[str], screen: "Screen") ->
     data = {"train": [BUILTIN], "block_length": context_length(model, None, screen)}
     defaults = make_recipe({"source": {"model": model}, "mom": pool, "data": data}, "command line")
     return parse_recipe(dump_recipe(defaults), "command line", overrides)
+
+
+def _plain_name(model: str) -> str:
+    """What a sweep of a model, or of a recipe, is called where no name is given."""
+    from momify.runs import plain_name
+    from momify.subject import model_name
+
+    return plain_name(Path(model).stem) if Path(model).suffix in (".yaml", ".yml") else model_name(model)
 
 
 def _folder(name: str, resume: bool, overwrite: bool) -> Path:

@@ -15,38 +15,38 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from momify import processes
 from momify.files import disk_errors, write_text
 
-_HIDDEN = ("epoch", "total_flos", "train_")
+_HIDDEN = ("epoch", "total_flos", "train_", "num_input_tokens_seen")  # the last: `tokens`
 
 
 class MetricsFile(TrainerCallback):
-    """Appends a line of JSON a log to metrics.jsonl, with tokens/s; a resumed run first drops what it will redo."""
+    """Appends a line of JSON a log to metrics.jsonl, with tokens and tokens/s; a resumed run drops what it redoes."""
 
-    def __init__(self, path: Path, tokens_per_step: int) -> None:
-        self.path, self.tokens_per_step = path, tokens_per_step
-        self._since: tuple[float, int] | None = None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._since: tuple[float, int] | None = None  # time and tokens
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         if state.is_world_process_zero:
             keep_rows_up_to(self.path, state.global_step)
-        self._since = (time.perf_counter(), state.global_step)
+        self._since = (time.perf_counter(), state.num_input_tokens_seen)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, **kw: Any
     ) -> None:
         if "loss" in logs and self._since:
-            now, (before, step) = time.perf_counter(), self._since
-            logs["tokens_per_second"] = (state.global_step - step) * self.tokens_per_step / (now - before)
-            self._since = (now, state.global_step)
+            now, (before, tokens) = time.perf_counter(), self._since
+            logs["tokens_per_second"] = (state.num_input_tokens_seen - tokens) / (now - before)
+            self._since = (now, state.num_input_tokens_seen)
         row = {name: value for name, value in logs.items() if not name.startswith(_HIDDEN)}
         if not row or not state.is_world_process_zero:
             return
-        tokens = state.global_step * self.tokens_per_step
         row = {key: value if math.isfinite(value) else str(value) for key, value in row.items()}
         with disk_errors(self.path), open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": state.global_step, "tokens": tokens, **row}) + "\n")
+            counts = {"step": state.global_step, "tokens": state.num_input_tokens_seen}
+            stream.write(json.dumps({**counts, **row}) + "\n")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        self._since = (time.perf_counter(), state.global_step)  # measuring is not training time
+        self._since = (time.perf_counter(), state.num_input_tokens_seen)  # measuring is not training time
 
 
 def keep_rows_up_to(path: Path, step: int) -> None:

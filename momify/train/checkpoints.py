@@ -40,6 +40,8 @@ class Seal:
     """How many processes trained together."""
     sound: bool = True
     """Whether its held-out loss was a number, or not measured."""
+    text: str | None = None
+    """Hash of the text that it was trained on; None in checkpoints of older versions."""
 
 
 def seal(folder: Path, content: Seal) -> None:

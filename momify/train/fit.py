@@ -25,10 +25,12 @@ from momify.train.frozen import freeze
 from momify.train.guards import Rollback, UnfitStepsError, read_rollback, write_rollback
 from momify.train.hidden import VARIANCE_TOKENS, HiddenGoal, matching_depths, source_variances
 from momify.train.optimizer import Rates
+from momify.train.precision import in_bf16, training_device
 from momify.train.spending import BudgetHold, take_threshold
 from momify.train.stand_ins import count_added, steps_alone
 from momify.train.supervise import Supervision
 from momify.train.tensorboard import TensorBoardFile
+from momify.train.tokens import UncountedSteps
 from momify.train.trainer import HeldOut, LossWeights, MomTrainer, RoutingAids
 from momify.train.watch import OverfitWatch, RouterWatch
 
@@ -144,6 +146,7 @@ def fit_from(start: Path | None, course: Course) -> Stopped | None:
     settings, model = course.settings, course.model
     if start:
         check_processes(start)
+        check_text(start, course.data)
         if isinstance(model.config, MomConfig):
             take_threshold(model, start)
     if start and read_seal(start).step >= settings.steps:  # killed between the last checkpoint and the model
@@ -165,10 +168,9 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
     """The Trainer of a course with its callbacks; the two that must be put away afterwards beside it."""
     settings, place, data, model = course.settings, course.place, course.data, course.model
     arguments = training_arguments(settings, place)
-    per_step = settings.batch_size * data.block_length * arguments.world_size
     stop, bar = StopOnSignal(), ProgressBar(place.title, place.console)
-    files = [MetricsFile(place.metrics, per_step), TensorBoardFile(place.folder / "tensorboard")]
-    callbacks = [*files, bar, stop, OverfitWatch(place.metrics, place.say)]
+    files = [MetricsFile(place.metrics), TensorBoardFile(place.folder / "tensorboard")]
+    callbacks = [UncountedSteps(data, settings), *files, bar, stop, OverfitWatch(place.metrics, place.say)]
     if isinstance(model.config, MomConfig):
         callbacks.append(RouterWatch(model.config, place.say))
     freeze(model, settings)
@@ -193,7 +195,9 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
         routing=aids,
         goal=hidden_goal(course, arguments.device) if settings.hidden else None,
         steps_alone=alone,
+        micro_batch=settings.micro_batch,
         lr_factor=course.lr_factor,
+        text=data.sha256,
         say=place.say,
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has these lines
@@ -250,6 +254,15 @@ def check_processes(checkpoint: Path) -> None:
         )
 
 
+def check_text(checkpoint: Path, data: TokenData) -> None:
+    """Raise MomifyError where a checkpoint was trained on other text: what comes next would be no continuation."""
+    if read_seal(checkpoint).text not in (None, data.sha256):
+        raise MomifyError(
+            f"{checkpoint} was trained on other text than data.train and data.valid hold now; put the files back, or "
+            "start anew with --overwrite or another run.name"
+        )
+
+
 def check_length(model: PreTrainedModel, data: TokenData) -> None:
     """Raise MomifyError when blocks are longer than the model's positions."""
     positions = model.config.max_position_embeddings
@@ -278,13 +291,11 @@ def check_vocabularies(model: PreTrainedModel, teacher: PreTrainedModel | None) 
 
 def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
     """The Trainer's arguments for a train block."""
-    micro = settings.micro_batch or settings.batch_size
     every = settings.eval_every or settings.save_every
     return TrainingArguments(
         output_dir=str(place.checkpoints),
         max_steps=settings.steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // micro,
+        per_device_train_batch_size=settings.batch_size,  # cut into micro-batches by MomTrainer
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         warmup_steps=int(settings.warmup * settings.steps),
@@ -293,10 +304,11 @@ def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
         adam_beta2=0.95,
         max_grad_norm=settings.clip,
         use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused on a machine without one
-        bf16=settings.precision == "bf16",
+        bf16=in_bf16(settings, training_device()),
         activation_checkpointing=settings.gradient_checkpointing,
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="all",
         eval_strategy="steps",
         eval_steps=every,
         save_steps=settings.save_every,

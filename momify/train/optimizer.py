@@ -123,6 +123,16 @@ def parameter_groups(
     return [{"params": members[kind], **groups[kind]} for kind in groups if members[kind]]
 
 
+def set_embeddings_apart(optimizer: torch.optim.Optimizer, model: nn.Module, rate: float) -> None:
+    """Give embeddings and head of `model` groups of their own, at `rate` times the learning rate that they had."""
+    embeddings = {parameter for name, parameter in model.named_parameters() if is_embedding(name)}
+    for group in list(optimizer.param_groups):
+        moved = [parameter for parameter in group["params"] if parameter in embeddings]
+        if moved:
+            group["params"] = [parameter for parameter in group["params"] if parameter not in embeddings]
+            optimizer.add_param_group({**group, "params": moved, "lr": rate * group["lr"]})
+
+
 def _kind(name: str, parameter: nn.Parameter, decays: bool) -> str:
     """The group of a parameter."""
     if is_embedding(name):

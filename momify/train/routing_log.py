@@ -16,10 +16,10 @@ def routing_sums(records: Sequence[Any], router_logits: Sequence[Tensor]) -> dic
     """
     sums: dict[str, Tensor] = {}
     for record, logits in zip(records, router_logits, strict=True):
-        log_p = logits.detach().log_softmax(-1)
-        entropy = -(log_p.exp() * log_p.masked_fill(~torch.isfinite(log_p), 0)).sum(-1).mean()
+        log_p = logits.detach().float().log_softmax(-1)
+        entropy = -(log_p.exp() * log_p.masked_fill(~torch.isfinite(log_p), 0)).sum()
         sums[f"{USE}{record.kind}/{record.step}"] = torch.bincount(record.modules[:, 0], minlength=logits.shape[-1])
-        sums[ENTROPY] = sums.get(ENTROPY, 0) + torch.stack([entropy, torch.ones_like(entropy)])
+        sums[ENTROPY] = sums.get(ENTROPY, 0) + torch.stack([entropy, entropy.new_tensor(len(logits))])
     return sums
 
 

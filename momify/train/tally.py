@@ -16,10 +16,10 @@ class Tally:
         self._sums: dict[str, Tensor] = {}
         self._step: list[dict[str, Tensor]] = []
 
-    def add(self, means: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
-        """One micro-batch of the current step: scalars to be averaged, and tensors to be added up."""
+    def add(self, means: Mapping[str, Tensor], sums: Mapping[str, Tensor], share: float = 1.0) -> None:
+        """A micro-batch that is `share` of the current step: scalars to be averaged, and tensors to be added up."""
         pairs = {name: torch.stack([v.detach().float(), torch.ones((), device=v.device)]) for name, v in means.items()}
-        self._step.append({**pairs, **sums})
+        self._step.append({**{name: share * pair for name, pair in pairs.items()}, **sums})
 
     def keep_step(self) -> None:
         """Count the micro-batches added since the last step."""

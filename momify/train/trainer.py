@@ -1,5 +1,6 @@
 """transformers' Trainer with what momify adds: the weighted losses and held-out perplexity; see sturdy.py too."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,8 @@ from momify.model.half import Observe, Sight
 from momify.train.head_loss import HeadLoss, Teacher
 from momify.train.hidden import HiddenGap, HiddenGoal, residuals
 from momify.train.losses import balance_loss, next_token_loss
-from momify.train.optimizer import Muon, Rates, parameter_groups
+from momify.train.micro_batches import micro_batches
+from momify.train.optimizer import Muon, Rates, parameter_groups, set_embeddings_apart
 from momify.train.routing_log import routing_sums
 from momify.train.spending import BudgetHold
 from momify.train.stand_ins import hold_back
@@ -55,10 +57,13 @@ class RoutingAids:
 class MomTrainer(SturdyTrainer):
     """Trains a dense GPT-2 (no teacher) or a MoM (teacher = its source) on the weighted sum of the losses.
 
-    Every part of the loss is logged as its own mean over the micro-batches since the last log.
+    Every part of the loss is logged as its own mean over the steps since the last log.
+
+    micro_batch: blocks of a forward pass at most, None for a step's whole batch. The Trainer's own accumulation, which
+    is not used, lets a smaller last micro-batch weigh as much as the others, and gives several processes other blocks.
     """
 
-    loss_is_scaled_for_ga = False  # compute_loss returns a mean: the Trainer divides by the accumulation steps
+    loss_is_scaled_for_ga = True  # compute_loss weighs a micro-batch by its share of the step
 
     def __init__(
         self,
@@ -71,13 +76,25 @@ class MomTrainer(SturdyTrainer):
         routing: RoutingAids | None = None,
         goal: HiddenGoal | None = None,
         steps_alone: int = 0,
+        micro_batch: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.weights, self.held_out = weights, held_out
         self.optimizer_name, self.rates = optimizer, rates or Rates(self.args.learning_rate)
         self.routing, self.goal, self.steps_alone = routing or RoutingAids(), goal, steps_alone
+        self.micro_batch, self._share = micro_batch, 1.0  # of the step's blocks, that which compute_loss is given
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """A step's batch, one micro-batch after the other; its loss and gradient are the whole batch's."""
+        losses, parts = [], micro_batches(inputs, self.micro_batch)
+        for number, (share, part) in enumerate(parts, 1):
+            self._share = share
+            # processes exchange gradients once a step
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, *args, **kwargs))
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -86,14 +103,15 @@ class MomTrainer(SturdyTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """The weighted loss of a batch of input_ids and labels (B, T)."""
+        """The weighted loss of input_ids and labels (B, T), times their share of the step's batch."""
         if self.teacher is not None:
             loss, outputs = self._taught_loss(model, inputs)
         else:
             outputs = model(input_ids=inputs["input_ids"], use_cache=False)
             cross_entropy = next_token_loss(outputs.logits, inputs["labels"])
             loss = self.weights.cross_entropy * cross_entropy
-            self.tally.add({"loss": loss, "cross_entropy": cross_entropy}, {})
+            self.tally.add({"loss": loss, "cross_entropy": cross_entropy}, {}, self._share)
+        loss = self._share * loss
         return (loss, outputs) if return_outputs else loss
 
     def _taught_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
@@ -125,7 +143,7 @@ class MomTrainer(SturdyTrainer):
             loss = loss + getattr(weights, name) * part * (self._left() if name == "hidden" else 1)
         if self.routing.hold is not None and model.training:
             self.routing.hold.note(choices)
-        self.tally.add({"loss": loss, **parts, **more}, routing_sums(choices, outputs.router_logits))
+        self.tally.add({"loss": loss, **parts, **more}, routing_sums(choices, outputs.router_logits), self._share)
         return loss, outputs
 
     def _left(self) -> float:
@@ -139,9 +157,14 @@ class MomTrainer(SturdyTrainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, or Muon or NorMuon for the matrices of the blocks."""
-        if self.optimizer_name == "adamw" or self.optimizer is not None:
-            return super().create_optimizer(model)
+        if self.optimizer is not None:
+            return self.optimizer
         model = self.model if model is None else model
+        if self.optimizer_name == "adamw":
+            super().create_optimizer(model)
+            if self.rates.embeddings != 1:  # else the Trainer's groups, which older checkpoints have
+                set_embeddings_apart(self.optimizer, model, self.rates.embeddings)
+            return self.optimizer
         decayed, decay = self.get_decay_parameter_names(model), self.args.weight_decay
         groups = parameter_groups(model, decayed, decay, self.rates)
         betas, evened = (self.args.adam_beta1, self.args.adam_beta2), self.optimizer_name == "normuon"
@@ -163,7 +186,7 @@ class MomTrainer(SturdyTrainer):
         """Add the parts of the loss and the routing since the last log, then log as the Trainer does."""
         if "loss" in logs:
             logs.update(self.tally.take())
-        super().log(logs, start_time)
+        super().log(logs)  # without the time: metrics.jsonl has tokens/s of its own, which leave out measuring
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out loss by the report's own protocol."""

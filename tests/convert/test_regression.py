@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from momify.convert.regression import Factors, Moments, balanced
+from momify.recipe_blocks import RIDGE
 
 
 def moments_of(x: Tensor, y: Tensor) -> Moments:
@@ -36,6 +37,18 @@ def test_moments_solve_the_ridge_problem(rows: int, features: int, outputs: int,
     expected = torch.linalg.lstsq(*stacked(x, y, prior, ridge), driver="gelsd").solution
     assert torch.allclose(weight, expected, rtol=1e-6, atol=1e-8)
     assert torch.allclose(bias, y.mean(0) - x.mean(0) @ expected, rtol=1e-6, atol=1e-8)
+
+
+def test_no_recipe_asks_for_a_ridge_below_the_rounding_of_float32() -> None:
+    """Fewer rows than features: nothing but the ridge decides then how far weights go where no row leads."""
+    x, y, prior = torch.randn(256, 512) + 0.5, torch.randn(256, 8), 0.05 * torch.randn(512, 8)
+    missed = []
+    for ridge in (RIDGE, RIDGE / 100):
+        expected = torch.linalg.lstsq(*stacked(*(part.double() for part in (x, y, prior)), ridge)).solution
+        found, _ = moments_of(x, y).solve(prior.double(), ridge)
+        missed.append(float(torch.dist(found, expected) / torch.dist(expected, prior.double())))
+    assert missed[0] < 0.01
+    assert missed[1] > 0.1
 
 
 @settings(max_examples=30, deadline=None)

@@ -34,20 +34,25 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Invoke:
     return call
 
 
+def cpu_seconds(code: str, *arguments: str) -> float:
+    """CPU seconds, as the machine may be busy, of Python running `code`."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 @pytest.mark.parametrize("arguments", [["--mha", "8", "--ffn", "36"], ["--budget", "flops<=0.84,kv<=0.5,params<=0.75"]])
-def test_it_answers_in_a_second_and_leaves_torch_alone(arguments: list[str]) -> None:
-    """CPU seconds: the machine may be busy. A torch import alone takes more."""
+def test_it_answers_at_once_and_leaves_torch_alone(arguments: list[str]) -> None:
+    """In less time than torch alone takes to be imported: half a second to a second."""
     code = (
         "import sys; sys.argv = ['momify', 'plan', 'gpt2-xl', *sys.argv[1:]]\n"
         "from momify.cli import app\n"
         "try: app()\n"
         "finally: assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0, done.stderr
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    assert cpu_seconds(code, *arguments) < cpu_seconds("import torch")
 
 
 def test_gpt2_large_as_json(plan: Invoke) -> None:

@@ -23,6 +23,7 @@ from momify.train import trainer
 from momify.train.callbacks import StopOnSignal, keep_rows_up_to
 from momify.train.checkpoints import newest_whole
 from momify.train.fit import Place, Stopped, fit
+from momify.train.frozen import is_embedding
 from momify.train.optimizer import Rates
 
 STEPS = 8
@@ -275,6 +276,25 @@ def test_a_taught_model_learns_by_normuon_where_nothing_is_said_and_a_dense_one_
             for optimizer in (None, "adamw", "normuon")
         ]
         assert runs[0] == runs[1 if chosen == "adamw" else 2] != runs[2 if chosen == "adamw" else 1]
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_adamw_slows_embeddings_where_that_is_asked_for(
+    tmp_path: Path, data: TokenData, teach: Teach, taught: bool
+) -> None:
+    """And else not; one step moves them by half, from the same start, and the rest of the weights as before."""
+    moved, start = {}, mom().state_dict()
+    for rate in (None, 1.0, 0.5):
+        model = mom()
+        set_seed(0)
+        settings = block(steps=1, optimizer="adamw", embedding_rate=rate, warmup=0.0)
+        fit(model, teach() if taught else None, data, settings, place(tmp_path / str(rate)))
+        moved[rate] = {name: value - start[name] for name, value in model.state_dict().items()}
+    for name, value in moved[None].items():
+        assert torch.equal(moved[1.0][name], value)
+        share = 0.5 if is_embedding(name) else 1.0
+        torch.testing.assert_close(moved[0.5][name], share * value, rtol=1e-3, atol=1e-6)
+    assert any(is_embedding(name) and value.any() for name, value in moved[None].items())
 
 
 @pytest.mark.parametrize(

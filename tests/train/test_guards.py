@@ -122,7 +122,8 @@ def test_three_in_a_row_go_back_with_a_lower_rate(course: Course, dense: GPT2LMH
     assert [row["learning_rate"] for row in rows[:6]] == [RATE] * 6
     assert [row["learning_rate"] for row in rows[6:]] == pytest.approx([0.3 * RATE] * 6)
     assert read_seal(course.folder / "checkpoints" / "checkpoint-12").lr_factor == pytest.approx(0.3)
-    rates = [1.0, 0.5, 2.0] if optimizer == "normuon" else [1.0, 1.0]  # vectors, embeddings, matrices
+    # vectors, embeddings, matrices; matrices, vectors, embeddings
+    rates = [1.0, 0.5, 2.0] if optimizer == "normuon" else [1.0, 1.0, 0.5]
     expected = [[factor * RATE * rate for rate in rates] for factor in (1.0,) * 10 + (0.3,) * 6]
     np.testing.assert_allclose(course.rates, expected, rtol=1e-6)
     assert json.loads((course.folder / "checkpoints" / "rollback.json").read_text())["times"] == 1

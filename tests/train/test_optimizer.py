@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from momify.model import MomConfig, MomForCausalLM
-from momify.train.optimizer import Muon, Rates, orthogonalise, parameter_groups
+from momify.train.optimizer import Muon, Rates, orthogonalise, parameter_groups, set_embeddings_apart
 
 
 @settings(max_examples=20, deadline=None)
@@ -182,3 +182,28 @@ def test_a_head_of_its_own_learns_at_the_embeddings_rate() -> None:
     slow = {id(parameter) for group in groups if group["lr"] == 0.5 for parameter in group["params"]}
     body = model.transformer
     assert slow == {id(module.weight) for module in (model.lm_head, body.wte, body.wpe)}
+
+
+def test_embeddings_set_apart_learn_at_a_rate_of_their_own_and_all_else_as_before() -> None:
+    config = GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    plain, apart = (GPT2LMHeadModel(config) for _ in range(2))
+    apart.load_state_dict(plain.state_dict())
+    start = copy.deepcopy(plain.state_dict())
+    optimizers = []
+    for model in (plain, apart):
+        kinds = [[p for p in model.parameters() if (p.ndim > 1) == decays] for decays in (True, False)]
+        groups = [{"params": kinds[0], "weight_decay": 0.1}, {"params": kinds[1], "weight_decay": 0.0}]
+        optimizers.append(torch.optim.AdamW(groups, lr=0.01))
+    set_embeddings_apart(optimizers[1], apart, 0.5)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizers[1].param_groups] == [
+        (0.01, 0.1), (0.01, 0.0), (0.005, 0.1)
+    ]  # fmt: skip
+    ids = torch.arange(8)[None]
+    for model, optimizer in zip((plain, apart), optimizers, strict=True):
+        model.eval()(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    for (name, ours), theirs in zip(apart.named_parameters(), plain.parameters(), strict=True):
+        if "wte" in name or "wpe" in name:
+            torch.testing.assert_close(ours - start[name], 0.5 * (theirs - start[name]), rtol=1e-3, atol=1e-6)
+        else:
+            assert torch.equal(ours, theirs)

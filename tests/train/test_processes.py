@@ -62,6 +62,19 @@ def test_two_processes_equal_one_of_twice_the_batch(new_place: Callable, one) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_cut_their_batches_and_learn_the_same(new_place: Callable, sharded: bool) -> None:
+    """Of 26 blocks in steps of 8 the last step of a pass repeats six, whichever way batches are cut."""
+    how = {"launcher": script("fsdp_on_cpu.py"), "module": False} if sharded else {"launcher": TORCHRUN}
+    keys = (*PLAIN, "data.train_tokens=832", "train.embedding_rate=0.5", f"train.fsdp={str(sharded).lower()}")
+    whole, cut = new_place("whole"), new_place("cut")
+    assert whole.finish("train", "tiny.yaml", *keys, **how) == 0, whole.err
+    assert cut.finish("train", "tiny.yaml", *keys, "train.micro_batch=1", **how) == 0, cut.err
+    assert_close(cut, whole)
+    assert [row["tokens"] for row in cut.rows() if "loss" in row] == [8 * 32 * step for step in range(1, 13)]
+
+
+@pytest.mark.slow
 def test_residuals_and_what_learns_first_are_the_same_for_two_processes(new_place: Callable) -> None:
     two, one = new_place("two"), new_place("alone")
     keys = (*PLAIN, "train.balance=0.01", "mom.reach=home", "mom.mha_steps=4", "mom.patch_rank=2", "mom.step_rank=2",
