@@ -40,7 +40,9 @@ Model = Annotated[
     typer.Argument(help="Hub name, folder, run name or builtin:demo; the latest run if left out.", show_default=False),
 ]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe file (YAML).", show_default=False)]
-Data = Annotated[list[str] | None, typer.Option("--data", help="Text to measure on (txt, jsonl, parquet); repeatable.")]
+Data = Annotated[
+    list[str] | None, typer.Option("--data", help="Text to measure on, all of it (txt, jsonl, parquet); repeatable.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Windows of held-out text to score; all if left out.")]
 
 
