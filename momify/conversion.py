@@ -52,7 +52,8 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
         check_budget(any_config(source, network, recipe.mom, routers), recipe.data.block_length, recipe.mom.budget)
     importance, plan = choose(network, text, source.sha256, screen)
     target = mom_config(source.config, plan, source.tied, routers)
-    show_removals(removal_rows(plan, importance, source.config, target), f"{source.name} -> {run.folder.name}", screen)
+    removals = removal_rows(plan, importance, source.config, target)
+    show_removals(removals, f"{source.name} -> {run.folder.name}", screen, recipe.mom.budget)
     fitted = fit_parts(network, plan, text, screen)
     model = assemble(source, replace(network, layers=fitted.layers), plan, routers=routers, stand_ins=fitted.stand_ins)
     routing = {} if recipe.mom.budget is None else {"routing": route(model, text, screen).to_dict()}
@@ -240,12 +241,13 @@ def route(model: MomForCausalLM, text: CalibrationText, screen: Screen) -> Route
     return found
 
 
-def show_removals(removals: Removals, title: str, screen: Screen) -> None:
-    """In plain words and as tables: what goes, and what that saves."""
+def show_removals(removals: Removals, title: str, screen: Screen, budget: float | None = None) -> None:
+    """In plain words and as tables: what goes, and what that saves; what a budget saves comes on top."""
     for line in removals.lines:
         screen.say(line)
     screen.table(title, removals.head, removals.rows)
-    screen.table("cost", COST_HEAD, removals.costs)
+    whole = "" if budget is None else f", if no token skips (the budget spends {budget:.0%} of what can be skipped)"
+    screen.table(f"cost{whole}", COST_HEAD, removals.costs)
 
 
 def request_of(mom: MomBlock) -> Request:

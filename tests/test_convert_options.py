@@ -157,3 +157,12 @@ def test_convert_lets_a_shared_module_differ_or_starts_it_as_a_mean(there: Path,
     changed, bare = (load_mom(there / f"runs/{name}/model") for name in ("changed", "bare"))
     assert changed.model.mha_delta.qkv.weight_out.any()
     assert not torch.equal(changed.model.mha.qkv.weight, bare.model.mha.qkv.weight)
+
+
+def test_cost_of_a_budget_is_told_as_what_it_is_before_tokens_skip(there: Path, momify: Momify) -> None:
+    asked = ("convert", "src", "--mha", 4, "--ffn", 4, "--patch-rank", 2, "--calibration", "text.txt")
+    told = momify(*asked, "--budget", 0.8, "--name", "spends")
+    assert told.code == 0, told.err
+    assert "cost, if no token skips (the budget spends 80% of what can be skipped)" in told.out
+    assert "of the reachable MACs are spent" in told.out
+    assert "if no token skips" not in momify(*asked, "--name", "whole").out
