@@ -12,12 +12,14 @@ from momify.errors import MomifyError
 from momify.plan.command import plan
 from momify.sweep.command import sweep
 from momify.terminal import (
+    INTERRUPTED,
     AsJson,
     Overrides,
     Overwrite,
     Quiet,
     Resume,
     UsageError,
+    end,
     listed,
     open_screen,
     say_stopped,
@@ -385,12 +387,11 @@ def main() -> None:
     except BrokenPipeError:  # `momify eval | head`
         sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo("momify: interrupted", err=True)
-        sys.exit(130)
+        end(INTERRUPTED)
     except typer.Abort:  # typer's word for the end of what it reads
         typer.echo("momify: aborted", err=True)
         sys.exit(1)
-    sys.exit(code)
+    end(code)
 
 
 if __name__ == "__main__":

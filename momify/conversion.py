@@ -24,11 +24,12 @@ from momify.convert.trial import CANDIDATES, TRIED_WEIGHTS, best_of_trials, set_
 from momify.data.blocks import Needs, TokenData, load_tokens
 from momify.data.documents import Corpus
 from momify.data.tokenizer import load_tokenizer
+from momify.errors import MomifyError
 from momify.measure.budget import check_budget
 from momify.model import MomConfig, MomForCausalLM
 from momify.models import locate, write_model
 from momify.recipe import Recipe
-from momify.recipe_blocks import DataBlock, MomBlock
+from momify.recipe_blocks import RIDGE, DataBlock, MomBlock
 from momify.report.provenance import versions
 from momify.runs import Run
 from momify.screen import Screen
@@ -41,6 +42,7 @@ MEASURING = "measuring what each half-layer is worth"
 
 def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     """Take the source apart, say what goes, refit what stays, and write the MoM as it starts to `run.model`."""
+    check_ridge(recipe.mom)
     source = open_source(source_folder(recipe, run, screen))
     if source.dtype != torch.float32:
         screen.say(f"the source's weights are {str(source.dtype).removeprefix('torch.')}; the MoM keeps float32")
@@ -68,6 +70,12 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     }
     write_model(run.model, model, tokenizer, provenance)
     screen.say(f"wrote {run.model}")
+
+
+def check_ridge(mom: MomBlock) -> None:
+    """Raise MomifyError for a ridge that rounding would decide; a recipe that was made into a model with it is read."""
+    if mom.refit_ridge < RIDGE:
+        raise MomifyError(f"mom.refit_ridge is {mom.refit_ridge:g}; below {RIDGE:g} rounding would decide, use more")
 
 
 def any_config(source: Source, network: Network, mom: MomBlock, routers: RouterSettings) -> MomConfig:

@@ -174,8 +174,10 @@ def _contestant(role: str, folder: Path) -> Contestant:
     return Contestant(role, digest, lambda: load_model(folder), load_tokenizer(folder))
 
 
-def kept_start(subject: Subject, protocol: str) -> dict[str, Perplexity]:
-    """The perplexity of the MoM as converted, measured before it was trained; none where that was another protocol."""
+def kept_start(subject: Subject, options: EvalOptions, protocol: str) -> dict[str, Perplexity]:
+    """The perplexity of the MoM as converted, measured before it was trained; none where text or protocol differ."""
+    text = ppl_task(subject, options).text(load_tokenizer(subject.folder)).sha256
     kept = read_results(run.results_file(subject.results / "eval", "ppl"))
-    found = [entry for entry in kept if entry.role == "start" and entry.score.protocol == protocol]
+    starts = [entry for entry in kept if entry.role == "start" and entry.key.get("data") == text]
+    found = [entry for entry in starts if entry.score.protocol == protocol]
     return {"start": from_score(found[-1].score)} if found else {}

@@ -180,7 +180,7 @@ def check_own_source(folder: Path, sha256: str, model: Path) -> None:
     if made_from not in (None, sha256):
         raise MomifyError(
             f"{folder} is not the source that {model} was made from: its SHA-256 differs; convert it anew, "
-            "or put back the model that was converted"
+            "or put back the model that was converted (momify eval --no-baseline scores the MoM alone)"
         )
 
 

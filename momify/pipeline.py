@@ -1,5 +1,6 @@
 """A run, step by step: the table of contents. Each function is one verb; its chapter is the folder of that name."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
         data = tokens_of(recipe.data, tokenizer, screen, corpus)
     set_seed(recipe.run.seed)
     model = dense_gpt2(scratch, tokenizer)
-    place = Place(run.pretraining, "phase 1", screen.console, recipe.run.seed, resume, screen.say)
+    place = Place(run.pretraining, "phase 1", screen.console, recipe.run.seed, resume, screen.say, partial(settle, run))
     if scratch.pretrain:
         screen.say(
             f"phase 1: {model.num_parameters():,} parameters, {len(data.train):,} tokens of text "
@@ -128,7 +129,6 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
             f"{settings.batch_size * data.block_length:,} tokens"
         )
         warn_of_slow_precision(settings, screen)
-        settle(run)
         if stopped := fit(model, None, data, settings, place):
             return stopped
     else:
@@ -203,8 +203,7 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     optimizer, per_step = settings.optimizer_for(taught=True), settings.batch_size * data.block_length
     screen.say(f"phase 2: {settings.steps:,} steps of {per_step:,} tokens by {optimizer}{spliced}")
     warn_of_slow_precision(settings, screen)
-    place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume, screen.say)
-    settle(run)
+    place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume, screen.say, partial(settle, run))
     if stopped := fit(model, teacher, data, settings, place, step_layers(provenance)):
         return stopped
     tokens = tokens_seen(place.checkpoints, data, settings)
@@ -225,7 +224,7 @@ def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[
         raise MomifyError(f"{subject.name} is a dense gpt2 model; a report sets a MoM beside its source")
     trained = read_provenance(subject.folder).get("trained", {})
     scored = evaluate_ppl(subject, options, screen)
-    scored |= kept_start(subject, scored["source"].protocol)
+    scored |= kept_start(subject, options, scored["source"].protocol)
     source = open_own_source(subject.source(screen), subject.folder)
     name = subject.recipe.source.model or str(source.folder)
     pair = Pair(name, load_dense(source), subject.name, load_mom(subject.folder))
@@ -270,9 +269,11 @@ def report_of(subject: Subject, screen: Screen) -> dict[str, Any] | None:
     if not path.exists():
         return None
     report = read_json(path)
-    if report["provenance"].get("mom_sha256") == contestant("mom", subject, screen).sha256:
+    known = report["provenance"].get("mom_sha256")
+    if known == contestant("mom", subject, screen).sha256:
         return report
-    screen.say(f"{path} is of other weights and is not told on the model's page; momify report makes it anew")
+    why = "is of other weights" if known else "does not tell of which weights it is (an older version's)"
+    screen.say(f"{path} {why}: the model's page goes without it; momify report makes it anew")
     return None
 
 

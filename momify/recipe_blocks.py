@@ -280,7 +280,7 @@ class MomBlock(Block):
     which bounds memory); 0: not at all, and patches and step deltas start as nothing."""
     refit_modules: bool = True
     """false: kept modules keep their weights, only patches and step deltas are fitted."""
-    refit_ridge: Annotated[float, Field(ge=RIDGE, le=1e6)] = 30.0
+    refit_ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = 30.0  # beyond: rounding, or nothing
     """How strongly refitted modules hold on to their own weights (ridge over the mean variance of what they read):
     30 trains as well as none, 0.001 starts best; below 0.0001 rounding would decide."""
     patch_rank: Annotated[int, Field(ge=0)] = 0

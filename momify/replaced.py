@@ -36,6 +36,7 @@ def put_back(folder: Path, names: Sequence[str]) -> None:
             remove(folder, names)
         for name in reversed(names):
             if (aside / name).exists():
+                remove(folder, [name])  # what could not be removed above, or came since
                 os.replace(aside / name, folder / name)
         aside.rmdir()
 

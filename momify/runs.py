@@ -212,8 +212,13 @@ def _check_earlier(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> N
 
 
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:
-    """Names of the keys, as block.key, in which two recipes differ; what is only measured (eval) may differ."""
+    """Names of the keys, as block.key, in which two recipes differ.
+
+    What is only measured (eval) may differ, and precision where it is left to the machine, which may be another.
+    """
     before, after = (_flat(recipe.model_dump(exclude={"eval"})) for recipe in (old, new))
+    if new.train.precision is None:
+        before["train.precision"] = None
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
@@ -242,9 +247,15 @@ def plain_name(name: str) -> str:
 
 
 def find_run(name: str | None) -> Run | None:
-    """The run of that name or folder, the latest for None; None where there is no such run."""
+    """The run of that name or folder, the latest for None; None where there is no such run.
+
+    One that a killed process was replacing is put back first. Raises MomifyError where a living one is replacing it.
+    """
     folder = RUNS / (name or LATEST)
     for candidate in (folder, Path(name)) if name else (folder,):
+        if waits(candidate):
+            with _alone_in(candidate):
+                put_back(candidate, _WRITTEN)
         if (candidate / "recipe.yaml").is_file():
             return Run(_plain(candidate))
     return None

@@ -39,6 +39,8 @@ class Subject:
         Raises MomifyError where neither is known.
         """
         known = self.recipe.data if self.recipe else None
+        if paths and known and paths == known.train:
+            return known
         if paths:
             length = known.block_length if known else self.block_length
             if paths == [BUILTIN]:  # which has held-out text of its own

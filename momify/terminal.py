@@ -8,6 +8,7 @@ import typer
 if TYPE_CHECKING:
     from momify.screen import Screen
 
+INTERRUPTED = 130  # the exit code of Ctrl-C
 UsageError = typer.BadParameter.__base__
 """What typer raises for wrong usage: click's class, which newer versions of typer carry inside."""
 Overrides = Annotated[
@@ -44,6 +45,13 @@ def say_stopped(stopped: Any, command: str) -> None:
     if is_first():
         typer.echo(line, err=True)
     raise typer.Exit(1)
+
+
+def end(code: int | None) -> None:
+    """Leave with the code of a command; typer turns Ctrl-C into a code, and says nothing."""
+    if code == INTERRUPTED:
+        typer.echo("momify: interrupted", err=True)
+    sys.exit(code)
 
 
 def say_usage(error: Exception) -> None:

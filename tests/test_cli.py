@@ -318,3 +318,4 @@ def test_what_is_broken_off_has_its_code(
     done = momify("validate", "x.yaml")
     assert (done.code, done.out) == (code, "")
     assert "Traceback" not in done.err
+    assert ("momify: interrupted" in done.err) == (code == 130)

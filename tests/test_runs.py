@@ -199,6 +199,8 @@ def test_resume_of_nothing_and_missing_runs() -> None:
 def test_changed_keys_names_each() -> None:
     assert changed_keys(recipe(), recipe("mom.mha=3", "train.steps=1", "eval.limit=5")) == ["mom.mha", "train.steps"]
     assert changed_keys(recipe(), recipe()) == []
+    assert changed_keys(recipe("train.precision=bf16"), recipe()) == []  # left to the machine, as it is by default
+    assert changed_keys(recipe(), recipe("train.precision=bf16")) == ["train.precision"]
 
 
 def test_second_start_in_a_folder_is_refused_while_the_first_works() -> None:

@@ -10,9 +10,11 @@ from rich.console import Console
 from momify.convert.source import open_source
 from momify.data.tokenizer import load_tokenizer
 from momify.models import load_model
-from momify.runs import plain_name
+from momify.replaced import set_aside
+from momify.runs import _WRITTEN, plain_name
 from momify.screen import Screen
 from momify.subject import find_subject, results_folder
+from momify.train.precision import computes_bf16
 
 CONVERT = ("convert", "src", "--mha", 2, "--ffn", 3, "--calibration", "text.txt")
 
@@ -137,18 +139,54 @@ def test_report_says_when_it_looked_at_a_part_and_an_export_tells_of_its_own_wei
     assert "Perplexity on held-out text" in (converted / "export" / "README.md").read_text()
 
 
-def test_training_goes_on_with_the_text_it_began_with(there, momify):
+def test_training_that_goes_on_with_other_text_or_precision_says_so(there, momify):
     steps = ("tiny.yaml", "train.save_every=2", "mom.importance=cosine")
     assert momify("train", *steps).code == 0
-    shutil.rmtree("runs/tiny/model")
-    shutil.rmtree("runs/tiny/checkpoints/checkpoint-6")  # killed before the last step
     text = Path("text.txt").read_text()
-    Path("text.txt").write_text(text.replace("def ", "fun "))
-    told = momify("train", *steps, "--resume")
-    assert told.code == 2, told.err
-    assert "was trained on other text" in told.err
-    Path("text.txt").write_text(text)
-    assert momify("train", *steps, "--resume").code == 0
+    for changed, override, said in (
+        (text, "train.precision=fp32", None),
+        (text.replace("def ", "fun "), "train.precision=fp32", "was trained on other text"),
+        (text, "train.precision=null", None if computes_bf16("cpu") is False else "was trained in fp32"),
+    ):
+        shutil.rmtree("runs/tiny/model")
+        shutil.rmtree("runs/tiny/checkpoints/checkpoint-6")  # killed before the last step
+        Path("text.txt").write_text(changed)
+        told = momify("train", *steps, override, "--resume")
+        assert told.code == 0, told.err
+        assert ("was trained" in told.out) == (said is not None)
+        assert (said or "") in told.out
+
+
+@pytest.mark.parametrize(
+    "mistake", [("mom.reach=skip", "train.budget=0.01"), ("data.train=nothing.txt",), ("data.block_length=4096",),
+                ("mom.refit_ridge=1e-5",)],
+)  # fmt: skip
+def test_no_mistake_costs_the_run_that_was_to_be_overwritten(mistake, there, momify):
+    assert momify("train", "tiny.yaml", "mom.importance=cosine").code == 0
+    run = Path("runs/tiny")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    told = momify("train", "tiny.yaml", "mom.importance=cosine", "--overwrite", *mistake)
+    assert (told.code, told.err.count("\n")) == (2, 1), told.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_command_after_a_kill_finds_the_run_that_was_being_replaced(converted, momify):
+    config = (converted / "model/config.json").read_bytes()
+    set_aside(converted, _WRITTEN)
+    (converted / "recipe.yaml").write_text((converted / ".earlier-run/recipe.yaml").read_text())
+    assert momify("eval", "c", "--tasks", "ppl").code == 0
+    assert (converted / "model/config.json").read_bytes() == config
+    assert not (converted / ".earlier-run").exists()
+
+
+def test_report_takes_no_start_of_another_text(there, momify):
+    assert momify("train", "tiny.yaml", "mom.importance=cosine", "eval.limit=4").code == 0
+    text = Path("text.txt").read_text()
+    Path("other.txt").write_text(text[len(text) // 2 :])
+    assert momify("report", "tiny", "--data", "other.txt", "--limit", 4).code == 0
+    assert json.loads(Path("runs/tiny/report.json").read_text())["perplexity"]["mom_start"] is None
+    assert momify("report", "tiny").code == 0
+    assert json.loads(Path("runs/tiny/report.json").read_text())["perplexity"]["mom_start"] is not None
 
 
 def test_source_in_half_precision_is_told(there, momify):

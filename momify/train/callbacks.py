@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from momify import processes
 from momify.files import disk_errors, write_text
 
-_HIDDEN = ("epoch", "total_flos", "train_", "num_input_tokens_seen")  # the last: `tokens`
+COUNTED = "num_input_tokens_seen"  # metrics.jsonl has it as `tokens`
+_HIDDEN = ("epoch", "total_flos", "train_", COUNTED)
 
 
 class MetricsFile(TrainerCallback):

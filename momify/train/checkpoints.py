@@ -41,7 +41,9 @@ class Seal:
     sound: bool = True
     """Whether its held-out loss was a number, or not measured."""
     text: str | None = None
-    """Hash of the text that it was trained on; None in checkpoints of older versions."""
+    """Hash of the text that it was trained on; None in checkpoints of older versions, as the next."""
+    precision: str | None = None
+    """bf16 or fp32."""
 
 
 def seal(folder: Path, content: Seal) -> None:

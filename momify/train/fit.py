@@ -25,7 +25,7 @@ from momify.train.frozen import freeze
 from momify.train.guards import Rollback, UnfitStepsError, read_rollback, write_rollback
 from momify.train.hidden import VARIANCE_TOKENS, HiddenGoal, matching_depths, source_variances
 from momify.train.optimizer import Rates
-from momify.train.precision import in_bf16, training_device
+from momify.train.precision import precision_here
 from momify.train.spending import BudgetHold, take_threshold
 from momify.train.stand_ins import count_added, steps_alone
 from momify.train.supervise import Supervision
@@ -41,7 +41,10 @@ _EVAL_TOKENS = 65_536  # held-out tokens scored while training; the report score
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training writes (metrics.jsonl, checkpoints/, tensorboard/), how it is called, who hears its warnings."""
+    """Where a training writes (metrics.jsonl, checkpoints/, tensorboard/), how it is called, who hears its warnings.
+
+    ready: called by the first process when all are about to take their first step.
+    """
 
     folder: Path
     title: str
@@ -49,6 +52,7 @@ class Place:
     seed: int = 0
     resume: bool = False
     say: Callable[[str], None] = lambda line: None
+    ready: Callable[[], None] = lambda: None
 
     @property
     def checkpoints(self) -> Path:
@@ -146,7 +150,7 @@ def fit_from(start: Path | None, course: Course) -> Stopped | None:
     settings, model = course.settings, course.model
     if start:
         check_processes(start)
-        check_text(start, course.data)
+        tell_other_circumstances(start, course)
         if isinstance(model.config, MomConfig):
             take_threshold(model, start)
     if start and read_seal(start).step >= settings.steps:  # killed between the last checkpoint and the model
@@ -154,6 +158,9 @@ def fit_from(start: Path | None, course: Course) -> Stopped | None:
         return None
     use_cache = model.config.use_cache
     trainer, stop, bar = make_trainer(course)
+    wait_for_all()
+    if is_first():
+        course.place.ready()
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
@@ -197,7 +204,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
         steps_alone=alone,
         micro_batch=settings.micro_batch,
         lr_factor=course.lr_factor,
-        text=data.sha256,
+        about={"text": data.sha256, "precision": precision_here(settings)},
         say=place.say,
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has these lines
@@ -254,12 +261,17 @@ def check_processes(checkpoint: Path) -> None:
         )
 
 
-def check_text(checkpoint: Path, data: TokenData) -> None:
-    """Raise MomifyError where a checkpoint was trained on other text: what comes next would be no continuation."""
-    if read_seal(checkpoint).text not in (None, data.sha256):
-        raise MomifyError(
-            f"{checkpoint} was trained on other text than data.train and data.valid hold now; put the files back, or "
-            "start anew with --overwrite or another run.name"
+def tell_other_circumstances(checkpoint: Path, course: Course) -> None:
+    """Say what makes the rest of a training another than it would have been: other text, another precision."""
+    before, precision = read_seal(checkpoint), precision_here(course.settings)
+    if before.text not in (None, course.data.sha256):
+        course.place.say(
+            f"warning: {checkpoint} was trained on other text than data.train and data.valid hold now; Ctrl-C and put "
+            "it back, or go on with what is there"
+        )
+    if before.precision not in (None, precision):
+        course.place.say(
+            f"warning: {checkpoint} was trained in {before.precision}; this machine goes on in {precision}"
         )
 
 
@@ -304,7 +316,7 @@ def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
         adam_beta2=0.95,
         max_grad_norm=settings.clip,
         use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused on a machine without one
-        bf16=in_bf16(settings, training_device()),
+        bf16=precision_here(settings) == "bf16",
         activation_checkpointing=settings.gradient_checkpointing,
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,

@@ -1,5 +1,7 @@
 """Which precision a training takes on this machine: bfloat16 only pays where it is computed, not imitated."""
 
+from typing import Literal
+
 import torch
 
 from momify.recipe_blocks import TrainBlock
@@ -25,6 +27,6 @@ def training_device() -> str:
     return accelerator.type if accelerator else "cpu"
 
 
-def in_bf16(settings: TrainBlock, device: str) -> bool:
-    """Whether a training on `device` runs in bfloat16: as train.precision says, or where the device computes it."""
-    return computes_bf16(device) if settings.precision is None else settings.precision == "bf16"
+def precision_here(settings: TrainBlock) -> Literal["fp32", "bf16"]:
+    """`train.precision` decided: as it says, else bf16 where this machine computes it."""
+    return settings.precision or ("bf16" if computes_bf16(training_device()) else "fp32")

@@ -23,20 +23,20 @@ from momify.train.tally import Tally
 class SturdyTrainer(Trainer):
     """Checkpoints written under `.partial`, sealed, renamed; a step whose loss or gradient is not finite is skipped.
 
-    `lr_factor` multiplies the learning rate, also of the optimizer that a checkpoint brings along. `text`: the hash of
-    what is trained on, for the checkpoints to tell.
+    `lr_factor` multiplies the learning rate, also of the optimizer that a checkpoint brings along. `about`: what
+    else the checkpoints shall say, by the names of `Seal`.
     """
 
     def __init__(
         self,
         *args: Any,
         lr_factor: float = 1.0,
-        text: str | None = None,
+        about: dict[str, str] | None = None,
         say: Callable[[str], None] = lambda line: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._text = text
+        self._about = about or {}
         self.tally, self.guard, self.lr_factor, self._say = Tally(), StepGuard(), lr_factor, say
         self.held_out_at: tuple[int, float] | None = None  # step and loss of the last measurement
         self._sub: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ class SturdyTrainer(Trainer):
         measured = self.held_out_at[1] if self.held_out_at and self.held_out_at[0] == step else None
         sound = measured is None or math.isfinite(measured)
         loss = measured if sound else None
-        return Seal(step, loss, self.lr_factor, self.guard.in_a_row, processes.count(), sound, self._text)
+        return Seal(step, loss, self.lr_factor, self.guard.in_a_row, processes.count(), sound, **self._about)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -12,6 +12,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from momify.files import disk_errors
+from momify.train.callbacks import COUNTED
 
 
 class TensorBoardFile(TrainerCallback):
@@ -36,7 +37,7 @@ class TensorBoardFile(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, **kw: Any
     ) -> None:
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in logs.items()]
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in logs.items() if name != COUNTED]
         if self._path:
             self._write(Event(step=state.global_step, summary=Summary(value=values)))
 

@@ -14,7 +14,7 @@ from momify.recipe_blocks import TrainBlock
 from momify.screen import Screen
 from momify.train import precision
 from momify.train.fit import Place, training_arguments
-from momify.train.precision import computes_bf16, in_bf16, training_device
+from momify.train.precision import computes_bf16, precision_here, training_device
 
 
 @pytest.fixture(params=[True, False], ids=["computed", "imitated"])
@@ -44,11 +44,11 @@ def test_what_is_called_computed_is_not_many_times_slower_than_float32():
 @pytest.mark.parametrize("asked", [None, "fp32", "bf16"])
 def test_the_machine_decides_where_nothing_is_said(computed, asked, tmp_path):
     settings = TrainBlock(precision=asked)
-    wanted = computed if asked is None else asked == "bf16"
-    assert in_bf16(settings, "cpu") == wanted
+    wanted = asked or ("bf16" if computed else "fp32")
+    assert precision_here(settings) == wanted
     if training_device() == "cpu":
         place = Place(tmp_path, "phase 2", Console(file=io.StringIO()), 0, False, print)
-        assert training_arguments(settings, place).bf16 == wanted
+        assert training_arguments(settings, place).bf16 == (wanted == "bf16")
 
 
 @pytest.mark.parametrize("asked", ["null", "fp32", "bf16"])
