@@ -146,10 +146,12 @@ def _carry_source_score(finished: Path, run: Run) -> None:
 
 
 def _score(recipe: Recipe, cell: Cell, run: Run, screen: Screen) -> Scored:
-    """Held-out losses and costs of a trained cell."""
-    subject = Subject(run.folder.name, run.model, "mom", run, recipe)
-    found = evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit), screen)
-    start = kept_start(subject, found["mom"].protocol)["start"]
+    """Held-out losses and costs of a trained cell. Raises MomifyError where its start was measured on other text."""
+    subject, options = Subject(run.folder.name, run.model, "mom", run, recipe), EvalOptions(limit=recipe.eval.limit)
+    found = evaluate_ppl(subject, options, screen)
+    start = kept_start(subject, options, found["mom"].protocol).get("start")
+    if start is None:
+        raise MomifyError(f"{run.folder} was converted on other text than there is now; start anew with --overwrite")
     config, length = read_mom_config(run.model), recipe.data.block_length
     return Scored(
         mha=cell.mha,
