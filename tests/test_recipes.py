@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from momify.convert.stored_mom import read_mom_config
 from momify.data.tokenizer import train_tokenizer
 from momify.demo.corpus import documents
+from momify.demo.recipe import demo_recipe
 from momify.models import load_model, read_provenance
 from momify.pipeline import check, train
 from momify.recipe import Recipe, load_recipe
@@ -119,3 +120,9 @@ def test_paper_settings_of_the_three_sizes() -> None:
             assert (block.dropout, block.precision) == (0, "bf16"), path
         if recipe.source.model:  # made by the recipe of that size
             assert os.path.normpath(recipe.source.model) == f"runs/{path.stem.split('-')[0]}/source"
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-pretrain", "wikipedia-pretrain"])
+def test_what_a_laptop_runs_leaves_precision_to_the_machine(name: str) -> None:
+    assert load_recipe(RECIPES / f"{name}.yaml").train.precision is None
+    assert demo_recipe().train.precision is None

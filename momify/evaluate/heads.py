@@ -15,6 +15,7 @@ def keep_head(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        write_json(temporary / _NOTE, {"key": None})  # killed before its score is kept, it is no score's own
 
 
 def note_score(folder: Path, key: Key) -> None:

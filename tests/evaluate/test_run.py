@@ -1,6 +1,7 @@
 """evaluate/run.py and results.py: written as it comes, used again for the same key alone, gone on with after a kill."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from momify.errors import MomifyError
 from momify.evaluate.contestant import Contestant
+from momify.evaluate.heads import is_kept, keep_head, note_score
 from momify.evaluate.results import Entry, Results, Score, read_results
 from momify.evaluate.run import Place, evaluate, results_file
 from momify.evaluate.task import Baseline, Turn
@@ -125,6 +127,16 @@ def test_heads_of_models_named_by_a_path_stay_in_the_folder(tmp_path: Path, toke
     evaluate([task], players(tokenizer, "/tmp/x", "../y"), [3], Place(tmp_path, keep_heads=True))
     assert [path.name for path in task.kept] == ["-tmp-x-seed3", "..-y-seed3"]
     assert {path.parent for path in task.kept} == {tmp_path / "heads" / "count"}
+
+
+def test_a_head_without_a_score_is_nobodys(tmp_path: Path, tokenizer: object, make_gpt2: Callable) -> None:
+    """Killed between the two: the next evaluation trains it again."""
+    key = {"sha256": "1"}
+    keep_head(tmp_path / "head", make_gpt2(), tokenizer)
+    assert not is_kept(tmp_path / "head", key)
+    note_score(tmp_path / "head", key)
+    assert is_kept(tmp_path / "head", key)
+    assert not is_kept(tmp_path / "head", {"sha256": "2"})
 
 
 def test_a_task_that_learns_nothing_has_no_head(tmp_path: Path, tokenizer: object) -> None:
