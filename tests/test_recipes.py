@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+import momify
 from momify.convert.stored_mom import read_mom_config
 from momify.data.tokenizer import train_tokenizer
 from momify.demo.corpus import documents
@@ -126,3 +127,8 @@ def test_paper_settings_of_the_three_sizes() -> None:
 def test_what_a_laptop_runs_leaves_precision_to_the_machine(name: str) -> None:
     assert load_recipe(RECIPES / f"{name}.yaml").train.precision is None
     assert demo_recipe().train.precision is None
+
+
+def test_the_shipped_demo_recipe_is_that_of_the_command() -> None:
+    """One file: the one beside the others is a link."""
+    assert (RECIPES / "demo.yaml").samefile(Path(momify.__file__).parent / "demo" / "demo.yaml")
