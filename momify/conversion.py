@@ -24,6 +24,7 @@ from momify.convert.trial import CANDIDATES, TRIED_WEIGHTS, best_of_trials, set_
 from momify.data.blocks import Needs, TokenData, load_tokens
 from momify.data.documents import Corpus
 from momify.data.tokenizer import load_tokenizer
+from momify.devices import best_device, device_for
 from momify.errors import MomifyError
 from momify.measure.budget import check_budget
 from momify.model import MomConfig, MomForCausalLM
@@ -36,6 +37,8 @@ from momify.screen import Screen
 from momify.train.precision import computes_bf16
 
 JUDGED_TOKENS = 16_384  # at least, where sets of half-layers differ less than on the source as it is
+HELD_AT_ONCE = 6  # times the source's weights: a copy that learns has gradients and two moments beside the source
+WORKING_BYTES = 2 << 30  # activations, residuals, sums
 FITTED_ROWS = 16  # of text for each input of the widest module
 MEASURING = "measuring what each half-layer is worth"
 
@@ -48,7 +51,8 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
         screen.say(f"the source's weights are {str(source.dtype).removeprefix('torch.')}; the MoM keeps float32")
     tokenizer = load_tokenizer(source.folder)
     network = network_of(source)
-    text = CalibrationText(recipe, tokenizer, screen)
+    network = network.to(conversion_device(network, screen))
+    text = CalibrationText(recipe, tokenizer, screen, network.device)
     routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys, seed=recipe.run.seed)
     if recipe.mom.budget is not None:
         check_budget(any_config(source, network, recipe.mom, routers), recipe.data.block_length, recipe.mom.budget)
@@ -56,8 +60,9 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     target = mom_config(source.config, plan, source.tied, routers)
     removals = removal_rows(plan, importance, source.config, target)
     show_removals(removals, f"{source.name} -> {run.folder.name}", screen, recipe.mom.budget)
-    fitted = fit_parts(network, plan, text, screen)
-    model = assemble(source, replace(network, layers=fitted.layers), plan, routers=routers, stand_ins=fitted.stand_ins)
+    fitted = fit_parts(network, plan, text, screen).to("cpu")
+    network = replace(network, layers=fitted.layers, frame=network.frame.to("cpu"))
+    model = assemble(source, network, plan, routers=routers, stand_ins=fitted.stand_ins)
     routing = {} if recipe.mom.budget is None else {"routing": route(model, text, screen).to_dict()}
     provenance = {
         "source": {"model": recipe.source.model or str(run.source), "sha256": source.sha256},
@@ -70,6 +75,14 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     }
     write_model(run.model, model, tokenizer, provenance)
     screen.say(f"wrote {run.model}")
+
+
+def conversion_device(network: Network, screen: Screen) -> torch.device:
+    """Where a network is measured, trained for a trial and fitted: a GPU that has room for it, else the processor."""
+    device = device_for(4 * HELD_AT_ONCE * network.num_weights + WORKING_BYTES)
+    if device.type != best_device().type:
+        screen.say(f"converting on the processor: {best_device().type} has too little memory free, or no float64")
+    return device
 
 
 def check_ridge(mom: MomBlock) -> None:
@@ -91,12 +104,13 @@ class CalibrationText:
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     screen: Screen
+    device: torch.device
 
     def tokens(self, count: int) -> torch.Tensor:
         """At least `count` tokens as blocks (S, T), spread over the text."""
         length = self.recipe.data.block_length
         data = tokens_of(self.recipe.data, self.tokenizer, self.screen, needs="train")
-        return data.spread_blocks(-(-count // length))
+        return data.spread_blocks(-(-count // length)).to(self.device)
 
     def blocks(self, fewest: int = 0) -> torch.Tensor:
         """What importance is measured on, (S, T): the blocks of the recipe, at least `fewest` tokens."""
@@ -163,7 +177,7 @@ def judge_fitted(network: Network, text: CalibrationText, source_sha256: str, qu
 def judge_by_copy(network: Network, text: CalibrationText, source_sha256: str, quotas: tuple[int, int]) -> Importance:
     """By a copy of the source that learned to do without half-layers."""
     tokens, lessons = text.blocks(JUDGED_TOKENS), text.tokens(text.recipe.mom.layerdrop_tokens)
-    training = short_training(text.recipe, "layerdrop")
+    training = short_training(text.recipe, "layerdrop", text.device)
 
     def measure() -> Importance:
         copy = learned(network, lessons, quotas, training, text.screen)
@@ -179,7 +193,7 @@ def judge_by_trial(network: Network, text: CalibrationText, source_sha256: str, 
     length = text.recipe.data.block_length
     tokens = text.tokens(text.recipe.mom.trial_tokens + JUDGED_TOKENS)
     lessons, judged = set_apart(tokens, -(-JUDGED_TOKENS // length), text.blocks())
-    training = short_training(text.recipe, "trial")
+    training = short_training(text.recipe, "trial", text.device)
 
     def measure() -> Importance:
         text.screen.say(
@@ -194,13 +208,10 @@ def judge_by_trial(network: Network, text: CalibrationText, source_sha256: str, 
     return kept_importance(path, measure)
 
 
-def short_training(recipe: Recipe, way: str) -> ShortTraining:
-    """How a copy learns what half-layers are judged by: at the learning rate of the training to come.
-
-    On the processor, so in bfloat16 only where that computes it, whatever a GPU does afterwards.
-    """
+def short_training(recipe: Recipe, way: str, device: torch.device) -> ShortTraining:
+    """How a copy learns, on `device`, what half-layers are judged by: at the learning rate of the training to come."""
     train = recipe.train
-    bf16 = train.precision != "fp32" and computes_bf16("cpu")
+    bf16 = train.precision != "fp32" and computes_bf16(device.type)
     return ShortTraining(way, train.learning_rate, bf16, recipe.run.seed)
 
 
@@ -241,7 +252,8 @@ def route(model: MomForCausalLM, text: CalibrationText, screen: Screen) -> Route
     with screen.progress("fitting routers") as progress:
         tokens = text.tokens(min(FIT_TOKENS, most_tokens(model.config.hidden_size)))
         modules = recipe.mom.refit_modules and recipe.mom.refit_tokens > 0
-        found = fit_routers(model, tokens, recipe.mom.budget, recipe.run.seed, modules, progress)
+        found = fit_routers(model.to(text.device), tokens, recipe.mom.budget, recipe.run.seed, modules, progress)
+        model.to("cpu")
     screen.say(
         f"fitted routers on {tokens.numel():,} tokens: {found.share:.1%} of the reachable MACs are spent "
         f"(router_threshold {found.threshold:.3f})"

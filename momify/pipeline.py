@@ -15,6 +15,7 @@ from momify.convert.source import read_config
 from momify.data.blocks import load_tokens
 from momify.data.documents import Corpus, read_corpus
 from momify.data.tokenizer import check_same_tokens, load_tokenizer, train_tokenizer
+from momify.devices import best_device
 from momify.errors import MomifyError
 from momify.evaluation import EvalOptions, contestant, evaluate, evaluate_ppl, kept_start, kept_summaries
 from momify.export.gpt2 import export_gpt2
@@ -44,7 +45,7 @@ from momify.runs import Run, settle
 from momify.screen import Screen
 from momify.subject import Subject
 from momify.train.fit import Place, Stopped, fit
-from momify.train.precision import computes_bf16, training_device
+from momify.train.precision import computes_bf16
 from momify.train.scratch import dense_gpt2
 from momify.train.tokens import tokens_seen
 
@@ -128,7 +129,7 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
             f"({len(data.valid):,} held out), {settings.steps:,} steps of "
             f"{settings.batch_size * data.block_length:,} tokens"
         )
-        warn_of_slow_precision(settings, screen)
+        say_where(settings, screen)
         if stopped := fit(model, None, data, settings, place):
             return stopped
     else:
@@ -141,9 +142,20 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
     return None
 
 
+def say_where(settings: TrainBlock, screen: Screen) -> None:
+    """Say what of the machine a training leaves unused, or uses at a fraction of its speed."""
+    gpus = torch.cuda.device_count()
+    if count() == 1 and gpus > 1:
+        screen.say(
+            f"one of {gpus} GPUs is used; torchrun --nproc-per-node {gpus} -m momify ... takes all, each with "
+            "train.batch_size sequences a step"
+        )
+    warn_of_slow_precision(settings, screen)
+
+
 def warn_of_slow_precision(settings: TrainBlock, screen: Screen) -> None:
     """Say when bfloat16 was asked for on a device that only imitates it."""
-    device = training_device()
+    device = best_device().type
     if settings.precision == "bf16" and not computes_bf16(device):
         screen.say(
             f"warning: this {device} does not compute bfloat16, it imitates it at a fraction of float32's speed; leave "
@@ -202,7 +214,7 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     spliced = f", blocks of {pieces} pieces from different places of the text" if pieces > 1 else ""
     optimizer, per_step = settings.optimizer_for(taught=True), settings.batch_size * data.block_length
     screen.say(f"phase 2: {settings.steps:,} steps of {per_step:,} tokens by {optimizer}{spliced}")
-    warn_of_slow_precision(settings, screen)
+    say_where(settings, screen)
     place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume, screen.say, partial(settle, run))
     if stopped := fit(model, teacher, data, settings, place, step_layers(provenance)):
         return stopped

@@ -33,7 +33,7 @@ LAYERS = (
     ("recipe_blocks",),
     ("overrides", "task_names"),
     ("mistakes", "replaced"),
-    ("files", "processes"),
+    ("files", "processes", "devices"),
     ("errors",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -32,9 +32,9 @@ def match_neurons(weights: HalfWeights, to: HalfWeights) -> Tensor:
     """
     reads = 1 / (to.into.norm() * weights.into.norm()).clamp_min(_tiny(weights.into))
     writes = 1 / (to.out.norm() * weights.out.norm()).clamp_min(_tiny(weights.out))
-    inner = to.into_bias.shape[0]
-    likeness = torch.empty(inner, inner, dtype=torch.float64)
-    for rows in torch.arange(inner).split(_ROWS):  # at 1.5 G parameters the whole is 328 MB: held once
+    inner, device = to.into_bias.shape[0], to.into.device
+    likeness = torch.empty(inner, inner, dtype=torch.float64, device=device)
+    for rows in torch.arange(inner, device=device).split(_ROWS):  # at 1.5 G parameters the whole is 328 MB: held once
         reading = to.into[:, rows].T @ weights.into + torch.outer(to.into_bias[rows], weights.into_bias)
         likeness[rows] = (reads * reading + writes * (to.out[rows] @ weights.out.T)).double()
     return _assigned(likeness)
@@ -86,7 +86,8 @@ def _procrustes(products: Tensor) -> Tensor:
 
 def _assigned(likeness: Tensor) -> Tensor:
     """For each row its column, each once, of the largest sum. Uses up `likeness`, which `maximize` would copy."""
-    return torch.from_numpy(linear_sum_assignment(likeness.neg_().numpy())[1])
+    columns = linear_sum_assignment(likeness.neg_().cpu().numpy())[1]
+    return torch.from_numpy(columns).to(likeness.device)
 
 
 def _tiny(like: Tensor) -> float:

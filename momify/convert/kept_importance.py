@@ -17,7 +17,7 @@ def importance_file(source_sha256: str, texts: tuple[Tensor, ...], way: str) -> 
     content = hashlib.sha256(f"{source_sha256} {way}".encode())
     for tokens in texts:
         content.update(str(tuple(tokens.shape)).encode())
-        content.update(tokens.contiguous().numpy().tobytes())
+        content.update(tokens.contiguous().cpu().numpy().tobytes())
     return cache_folder() / "importance" / f"{content.hexdigest()[:32]}.json"
 
 

@@ -35,7 +35,7 @@ def losses_file(source_sha256: str, tokens: Tensor, way: str = "") -> Path:
     """Where the losses of a source on `tokens` (S, T) are kept."""
     content = hashlib.sha256(f"{source_sha256}{way}".encode())
     content.update(str(tuple(tokens.shape)).encode())
-    content.update(tokens.contiguous().numpy().tobytes())
+    content.update(tokens.contiguous().cpu().numpy().tobytes())
     return cache_folder() / "losses" / f"{content.hexdigest()[:32]}.json"
 
 

@@ -39,6 +39,10 @@ class Layers:
         """Weights and biases of all modules."""
         return sum(getattr(self, part.name).numel() for part in fields(self))
 
+    def to(self, device: torch.device | str) -> "Layers":
+        """The same on a device."""
+        return Layers(*(getattr(self, part.name).to(device) for part in fields(self)))
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -49,6 +53,11 @@ class Frame:
     ln_f_weight: Tensor  # (D,)
     ln_f_bias: Tensor  # (D,)
     head: Tensor  # (V, D)
+
+    def to(self, device: torch.device | str) -> "Frame":
+        """The same on a device; a head that is the embedding stays it."""
+        moved = [getattr(self, part.name).to(device) for part in fields(self)]
+        return Frame(*moved[:-1], head=moved[0] if self.head is self.wte else moved[-1])
 
 
 def take_frame(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Frame:

@@ -59,8 +59,9 @@ def nearest_of_rank(matrix: Tensor, rank: int) -> Tensor:
     if matrix.shape[0] > matrix.shape[1]:
         return nearest_of_rank(matrix.T, rank).T
     size = matrix.shape[0]
-    leading = eigh((matrix @ matrix.T).numpy(), subset_by_index=(max(0, size - rank), size - 1), overwrite_a=True)[1]
-    vectors = from_numpy(leading)  # (F, r)
+    gram, wanted = (matrix @ matrix.T).cpu().numpy(), (max(0, size - rank), size - 1)
+    leading = eigh(gram, subset_by_index=wanted, overwrite_a=True)[1]
+    vectors = from_numpy(leading).to(matrix.device)  # (F, r)
     return vectors @ (vectors.T @ matrix)
 
 

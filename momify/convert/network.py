@@ -4,7 +4,7 @@ Half-layers are numbered in the order they run: 2 l is the attention of layer l,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,21 @@ class Network:
     num_heads: int
     activation: Callable[[Tensor], Tensor]
     epsilon: float
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.frame.wte.device
+
+    @property
+    def num_weights(self) -> int:
+        """Of all modules, embeddings and the head; one that is the embedding counts twice."""
+        frame = self.frame
+        return self.layers.num_weights + sum(part.numel() for part in (frame.wte, frame.wpe, frame.head))
+
+    def to(self, device: torch.device | str) -> "Network":
+        """The same on a device."""
+        return replace(self, layers=self.layers.to(device), frame=self.frame.to(device))
 
 
 def embed(frame: Frame, tokens: Tensor) -> Tensor:

@@ -71,6 +71,10 @@ class Fitted:
     layers: Layers
     stand_ins: StandIns = field(default_factory=dict)
 
+    def to(self, device: torch.device | str) -> "Fitted":
+        """The same on a device."""
+        return Fitted(self.layers.to(device), {place: one.to(device) for place, one in self.stand_ins.items()})
+
 
 @torch.inference_mode()
 def refit(
@@ -215,7 +219,7 @@ class Walk:
         if goal is None:
             return
         width = self.ours[0].shape[-1]
-        moments = Moments(width, width)
+        moments = Moments(width, width, self.ours[0].device)
         for x, state in self._to_fit_to():
             moments.add(normalised(self.network, x).flatten(0, 1), (state - x).flatten(0, 1))
         patch = self._patch(half, moments)
@@ -232,7 +236,7 @@ class Walk:
             weights = self._adapt(half, weights)
         elif self.fitting.modules and self.drifted and own and goal is not None:
             weights = self._refit(half.runs, weights)
-        moments = Moments(width, width) if half.patched else None
+        moments = Moments(width, width, self.ours[0].device) if half.patched else None
         for number, x in enumerate(self.ours):
             update = half_features(self.network, half.runs, weights, x).matmul(weights.out).add_(weights.out_bias)
             if moments is not None and number < self.fitted_to:
@@ -281,7 +285,7 @@ class Walk:
 
     def _inputs(self) -> Moments:
         """Sums over x_hat of our residual alone."""
-        moments = Moments(self.ours[0].shape[-1], 0)
+        moments = Moments(self.ours[0].shape[-1], 0, self.ours[0].device)
         for x, _ in self._to_fit_to():
             rows = normalised(self.network, x).flatten(0, 1)
             moments.add(rows, rows[:, :0])
@@ -289,7 +293,7 @@ class Walk:
 
     def _missing(self, half: int, weights: HalfWeights) -> Moments:
         """Sums over the features of our residual, and over what is missing from it to the source's."""
-        moments = Moments(*weights.out.shape)
+        moments = Moments(*weights.out.shape, self.ours[0].device)
         for x, state in self._to_fit_to():
             features = half_features(self.network, half, weights, x)
             moments.add(features.flatten(0, 1), (state - x).flatten(0, 1))

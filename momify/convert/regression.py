@@ -22,14 +22,18 @@ class Factors:
         """A B (F, D)."""
         return self.weight_in @ self.weight_out
 
+    def to(self, device: torch.device | str) -> "Factors":
+        """The same on a device."""
+        return Factors(self.weight_in.to(device), self.weight_out.to(device), self.bias.to(device))
+
 
 class Moments:
-    """Sums for a ridge regression Y ~ X W + b over batches of rows, in float64."""
+    """Sums for a ridge regression Y ~ X W + b over batches of rows, in float64, where the rows are."""
 
-    def __init__(self, features: int, outputs: int) -> None:
+    def __init__(self, features: int, outputs: int, device: torch.device | str = "cpu") -> None:
         self.rows = 0
-        self.x, self.y = torch.zeros(features).double(), torch.zeros(outputs).double()
-        self.xx, self.xy = torch.zeros(features, features).double(), torch.zeros(features, outputs).double()
+        shapes = ((features,), (outputs,), (features, features), (features, outputs))
+        self.x, self.y, self.xx, self.xy = (torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows x (n, F) and y (n, D)."""
@@ -97,6 +101,8 @@ class Moments:
 
 def _solved(metric: Tensor, right: Tensor) -> Tensor:
     """W (F, D) of metric W = right, which are used up."""
+    if not metric.is_cpu:
+        return torch.linalg.solve(metric, right)
     factor = lu_factor(metric.numpy().T, overwrite_a=True, check_finite=False)  # in place, as its columns lie
     return torch.from_numpy(lu_solve(factor, right.numpy(), overwrite_b=True, check_finite=False))
 

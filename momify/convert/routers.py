@@ -73,7 +73,7 @@ def fit_line(x_hat: Tensor, cost: Tensor, ridge: float = _RIDGE) -> Line:
 
     Without the shift a half-step whose costs vary much would look too cheap: exp of a mean is below the mean of exp.
     """
-    moments = Moments(x_hat.shape[1], 1)
+    moments = Moments(x_hat.shape[1], 1, x_hat.device)
     moments.add(x_hat, cost.log()[:, None])
     weight, bias = moments.solve(x_hat.new_zeros(x_hat.shape[1], 1), ridge)
     line = Line(weight[:, 0], float(bias))
@@ -157,7 +157,7 @@ class Parts:
     @torch.no_grad()
     def _fit_home(self, half: HalfStep, sights: list[Fork], skips: list[Tensor]) -> None:
         now, before = (output_projection(one, half.kind) for one in (self.model, self.before))
-        moments = Moments(*now.weight.shape[1:])
+        moments = Moments(*now.weight.shape[1:], now.weight.device)
         for fork, skip in zip(sights, skips, strict=True):
             moments.add(fork.features[~skip], fork.goal[~skip])
         # few tokens, little change: the pull towards the own weights is as strong as if all ran
@@ -231,7 +231,7 @@ def fit_patch(model: MomForCausalLM, half: HalfStep, sights: list[Fork], skips: 
     if half.patch is None:
         return
     patches, width = model.model.mha_patch if half.kind == "mha" else model.model.ffn_patch, model.config.hidden_size
-    moments = Moments(width, width)
+    moments = Moments(width, width, patches.bias.device)
     for fork, skip in zip(sights, skips, strict=True):
         moments.add(fork.x_hat[skip], (fork.home if fork.goal is None else fork.goal)[skip])
     nothing = fork.x.new_zeros(width, width)

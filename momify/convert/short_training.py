@@ -63,7 +63,7 @@ def trained_copy(
     schedule = get_cosine_schedule_with_warmup(optimizer, int(_WARMUP * len(batches)), len(batches))
     for number, batch in enumerate(batches):
         running = {half: halves[half] for half in kept(generator)}
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=training.bf16):
             loss = divergence(network, running, batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP)

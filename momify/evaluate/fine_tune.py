@@ -44,12 +44,6 @@ class FineTuning:
         return self.epochs * math.ceil(examples / self.batch_size)
 
 
-def device() -> torch.device:
-    """Where to train: the accelerator if there is one."""
-    found = torch.accelerator.current_accelerator(check_available=True) if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
 def autocast(model: PreTrainedModel, settings: FineTuning) -> AbstractContextManager:
     """Mixed precision where the settings want it; weights stay in float32."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16")

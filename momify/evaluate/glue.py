@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from momify.devices import best_device
 from momify.evaluate.batches import Batch, Ids, by_length, check_vocabulary, encode, end_of_text, join, pad, shuffled
 from momify.evaluate.classifier import make_classifier
 from momify.evaluate.contestant import Contestant
-from momify.evaluate.fine_tune import FineTuning, autocast, device, fine_tune
+from momify.evaluate.fine_tune import FineTuning, autocast, fine_tune
 from momify.evaluate.glue_baselines import glue_baselines
 from momify.evaluate.glue_data import Example, GlueData
 from momify.evaluate.glue_metrics import UNDEFINED, glue_metrics, is_undefined
@@ -67,7 +68,7 @@ class Glue(Learned):
         """Fine-tune the contestant with `turn.seed` and score it; no dev example decides anything in training."""
         model = one.load()
         length = min(self.max_length, model.config.max_position_embeddings)
-        model = make_classifier(model, self.spec.outputs, end_of_text(one.tokenizer), turn.seed).to(device())
+        model = make_classifier(model, self.spec.outputs, end_of_text(one.tokenizer), turn.seed).to(best_device())
         reader = _Reader(self.spec, one.tokenizer, length)
         set_seed(turn.seed)  # dropout; order and head have draws of their own
         train = reader.read(self.data.train)

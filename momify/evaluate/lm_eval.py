@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from momify.devices import best_device
 from momify.errors import MomifyError
 from momify.evaluate.contestant import Contestant
-from momify.evaluate.fine_tune import device
 from momify.evaluate.results import Key, Score
 from momify.evaluate.task import Baseline, Turn
 
@@ -97,7 +97,7 @@ class LmEval:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
-        model = one.load().to(device())
+        model = one.load().to(best_device())
         positions = model.config.max_position_embeddings
         with contextlib.redirect_stderr(io.StringIO()):  # its bars
             wrapped = HFLM(

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from momify.data.blocks import TokenData
+from momify.devices import best_device
 from momify.evaluate.byte_lengths import byte_lengths
 from momify.evaluate.contestant import Contestant
-from momify.evaluate.fine_tune import device
 from momify.evaluate.perplexity import Perplexity, Protocol, check_block, perplexity, windows
 from momify.evaluate.results import Key, Score
 from momify.evaluate.task import Baseline, Turn
@@ -101,7 +101,7 @@ class Ppl:
             done = windows_done // protocol.batch
 
         sizes = None if table is None else table[tokens]
-        model = one.load().to(device())
+        model = one.load().to(best_device())
         found = perplexity(model, tokens, protocol, sizes, watch, self._reference_of(one, model))
         found = replace(found, word_perplexity=per_word(found, count_words(one.tokenizer, tokens)))
         return to_score(found)
@@ -111,7 +111,7 @@ class Ppl:
         if not self.compared(one):
             return None
         reference = self.reference.load()
-        return reference.to(device()) if reference.config.vocab_size == model.config.vocab_size else None
+        return reference.to(best_device()) if reference.config.vocab_size == model.config.vocab_size else None
 
 
 def count_words(tokenizer: PreTrainedTokenizerBase, tokens: Tensor) -> int:

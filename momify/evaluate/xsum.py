@@ -17,10 +17,11 @@ from transformers import (
     set_seed,
 )
 
+from momify.devices import best_device
 from momify.errors import MomifyError
 from momify.evaluate.batches import Batch, Ids, by_length, check_vocabulary, encode, end_of_text, pad, shuffled
 from momify.evaluate.contestant import Contestant
-from momify.evaluate.fine_tune import FineTuning, autocast, device, fine_tune
+from momify.evaluate.fine_tune import FineTuning, autocast, fine_tune
 from momify.evaluate.heads import keep_head
 from momify.evaluate.learned import Learned
 from momify.evaluate.results import Score
@@ -81,7 +82,7 @@ class Xsum(Learned):
 
     def score(self, one: Contestant, turn: Turn) -> Score:
         """Fine-tune the contestant with `turn.seed`, let it write a summary of each document, score them."""
-        model = one.load().to(device())
+        model = one.load().to(best_device())
         positions = model.config.max_position_embeddings
         reader = Reader(one.tokenizer, min(self.max_length or positions, positions), self.decoding.max_new_tokens)
         set_seed(turn.seed)

@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from momify.data.blocks import TokenData
+from momify.devices import device_for
 from momify.evaluate.perplexity import Perplexity
 from momify.files import write_json, write_text
 from momify.measure.cost import parameters
 from momify.measure.latency import Latency, Timing, measure_latency
 from momify.measure.macs import count_macs
-from momify.measure.memory import measure_memory
+from momify.measure.memory import measure_memory, weight_bytes
 from momify.measure.routing import collect
 from momify.report.data import Looks, Measured, Quality, build_report
 from momify.report.html import render_html
@@ -26,6 +27,7 @@ from momify.screen import Progress
 INPUTS = 32  # held-out blocks whose MACs are taken all three ways: routing depends on the text
 SAME = 2  # blocks for a dense model, which does the same whatever the text
 LARGE = 8  # sequences of the large batch
+ROOM = 4 << 30  # bytes on a GPU beside the weights: the large batch's activations and caches
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,41 @@ class Pair:
     mom_name: str
     mom: PreTrainedModel
 
+    @property
+    def bytes(self) -> int:
+        """Of both models' weights."""
+        return weight_bytes(self.source) + weight_bytes(self.mom)
+
+    def to(self, device: torch.device) -> None:
+        """Move both models to a device."""
+        self.source.to(device)
+        self.mom.to(device)
+
 
 def measure_pair(
     pair: Pair, data: TokenData, quality: Quality, origin: Origin, looks: Looks, progress: Progress
 ) -> dict[str, Any]:
-    """report.json's dict: both models measured on the same held-out blocks, in one run; `looks` has the training."""
+    """report.json's dict: both models measured on the same held-out blocks, in one run; `looks` has the training.
+
+    MACs are counted on the CPU, as counters do not see a GPU's kernels; memory and speed are those of the GPU where
+    there is one with room for both, and the models stay there.
+    """
     inputs = held_out_blocks(data)
     batches = [torch.cat(inputs[:count]) for count in sorted({1, min(LARGE, len(inputs))})]
     parts = 6
+    macs = []
+    for index, (model, counted) in enumerate(((pair.source, SAME), (pair.mom, INPUTS))):
+        progress(index, parts)
+        macs.append(count_macs(model, inputs, counted))
+    progress(2, parts)
+    looks = replace(looks, routing=collect(pair.mom, inputs))
+    pair.to(device_for(pair.bytes + ROOM))
     measured = []
-    for index, (name, model, counted) in enumerate(
-        ((pair.source_name, pair.source, SAME), (pair.mom_name, pair.mom, INPUTS))
-    ):
-        progress(2 * index, parts)
-        memory = measure_memory(model, batches)
-        progress(2 * index + 1, parts)
-        measured.append(Measured(name, parameters(model.config), memory, count_macs(model, inputs, counted)))
-    progress(4, parts)
-    latency = tuple(time_pair(pair, batch) for batch in batches)
+    for index, (name, model) in enumerate(((pair.source_name, pair.source), (pair.mom_name, pair.mom))):
+        progress(3 + index, parts)
+        measured.append(Measured(name, parameters(model.config), measure_memory(model, batches), macs[index]))
     progress(5, parts)
-    looks = replace(looks, latency=latency, routing=collect(pair.mom, inputs))
+    looks = replace(looks, latency=tuple(time_pair(pair, batch) for batch in batches))
     progress(parts, parts)
     return build_report(*measured, quality, collect_provenance(origin), looks)
 

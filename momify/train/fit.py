@@ -35,6 +35,9 @@ from momify.train.trainer import HeldOut, LossWeights, MomTrainer, RoutingAids
 from momify.train.watch import OverfitWatch, RouterWatch
 
 # Sharded over the processes, saved whole: such a checkpoint's model.safetensors loads in one process.
+_CHECKPOINTING = (  # as the installed transformers calls it
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
 _FSDP = {"version": 2, "auto_wrap_policy": "NO_WRAP", "state_dict_type": "FULL_STATE_DICT"}
 _EVAL_TOKENS = 65_536  # held-out tokens scored while training; the report scores them all
 
@@ -304,7 +307,7 @@ def check_vocabularies(model: PreTrainedModel, teacher: PreTrainedModel | None) 
 def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
     """The Trainer's arguments for a train block."""
     every = settings.eval_every or settings.save_every
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(place.checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,  # cut into micro-batches by MomTrainer
@@ -317,7 +320,7 @@ def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
         max_grad_norm=settings.clip,
         use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused on a machine without one
         bf16=precision_here(settings) == "bf16",
-        activation_checkpointing=settings.gradient_checkpointing,
+        **{_CHECKPOINTING: settings.gradient_checkpointing},
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="all",
@@ -333,3 +336,5 @@ def training_arguments(settings: TrainBlock, place: Place) -> TrainingArguments:
         ddp_find_unused_parameters=False,  # freeze has seen to them
         **({"fsdp": True, "fsdp_config": dict(_FSDP)} if settings.fsdp and count() > 1 else {}),
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else several GPUs would be nn.DataParallel and as many batches a step
+    return arguments

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+from momify.devices import best_device
 from momify.recipe_blocks import TrainBlock
 
 
@@ -21,12 +22,6 @@ def computes_bf16(device: str) -> bool:
     return supported is not None and bool(supported())
 
 
-def training_device() -> str:
-    """The device type that a training takes: an accelerator where there is one."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator else "cpu"
-
-
 def precision_here(settings: TrainBlock) -> Literal["fp32", "bf16"]:
     """`train.precision` decided: as it says, else bf16 where this machine computes it."""
-    return settings.precision or ("bf16" if computes_bf16(training_device()) else "fp32")
+    return settings.precision or ("bf16" if computes_bf16(best_device().type) else "fp32")

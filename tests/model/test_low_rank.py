@@ -142,7 +142,7 @@ def test_checkpointing_gives_the_same_gradients(make_mom, token_ids, changes) ->
         model.zero_grad()
         model(token_ids, labels=token_ids).loss.backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()
     assert found[0].keys() == found[1].keys() >= set(small_parts(model))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 

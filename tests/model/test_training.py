@@ -70,7 +70,7 @@ def test_several_modules_train_the_routers_without_exploring(make_mom, token_ids
 def test_checkpointing_gives_equal_gradients(make_mom, token_ids, changes) -> None:
     model = make_mom(**changes).train()
     plain = all_gradients(model, token_ids)
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     assert model.model.gradient_checkpointing
     kept = all_gradients(model, token_ids)
     assert plain.keys() == kept.keys()
@@ -82,7 +82,7 @@ def test_checkpointing_gives_equal_gradients(make_mom, token_ids, changes) -> No
 
 def test_router_logits_carry_a_gradient_through_checkpointing(make_mom, token_ids) -> None:
     model = make_mom().train()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     out = model(token_ids, output_router_logits=True)
     sum(logits.softmax(-1)[:, 0].mean() for logits in out.router_logits).backward()
     assert model.model.ffn_router.weight.grad.abs().sum() > 0

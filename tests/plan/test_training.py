@@ -61,7 +61,7 @@ def test_what_hidden_states_keep(checkpointed: bool) -> None:
     )  # fmt: skip
     model, ids = MomForCausalLM(config).train(), torch.randint(0, 50, (8, 64))
     if checkpointed:
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()
     depths = matching_depths(config, list(range(6)), 6)
     goal, peaks = HiddenGoal(depths, dict.fromkeys(depths.values(), 1.0)), []
     for hidden in (0.0, 1.0):

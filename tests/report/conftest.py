@@ -20,6 +20,7 @@ from momify.measure.memory import measure_memory
 from momify.measure.routing import collect
 from momify.model import MomConfig, MomForCausalLM
 from momify.report.data import Looks, Measured, Quality
+from momify.report.make import Pair
 from momify.report.provenance import Origin, collect_provenance
 
 Parts = dict[str, Any]
@@ -110,6 +111,12 @@ def parts(make_gpt2: Callable[..., GPT2LMHeadModel], _measured: Parts) -> Parts:
         latency = tuple(measure_latency(models, batch[:, :8], Timing(4, 2, 0)) for batch in batches)
         _measured["looks"] = Looks(latency, collect(models["mom"], inputs), TRAINING, TASKS)
     return dict(_measured)
+
+
+@pytest.fixture
+def pair(make_gpt2: Callable[..., GPT2LMHeadModel]) -> Pair:
+    """Two tiny models side by side."""
+    return Pair("source", make_gpt2(), "mom", tiny_mom())
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_gradient_is_that_of_the_residuals_themselves(convert, teacher, ids, che
     model, source = convert(plan), by_hand(teacher, ids)
     if checkpointed:
         model.train()
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()
     hidden_loss(model, teacher, ids, list(plan.step_layers)).backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

@@ -6,22 +6,24 @@ import time
 import pytest
 import torch
 from rich.console import Console
+from transformers import TrainingArguments
 
 from momify.conversion import short_training
-from momify.pipeline import warn_of_slow_precision
+from momify.devices import best_device
+from momify.pipeline import say_where, warn_of_slow_precision
 from momify.recipe import parse_recipe
 from momify.recipe_blocks import TrainBlock
 from momify.screen import Screen
 from momify.train import precision
 from momify.train.fit import Place, training_arguments
-from momify.train.precision import computes_bf16, precision_here, training_device
+from momify.train.precision import computes_bf16, precision_here
 
 
 @pytest.fixture(params=[True, False], ids=["computed", "imitated"])
 def computed(request, monkeypatch) -> bool:
     """A processor that computes bfloat16, or does not."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: request.param)
-    monkeypatch.setattr(precision, "training_device", lambda: "cpu")
+    monkeypatch.setattr(precision, "best_device", lambda: torch.device("cpu"))
     return request.param
 
 
@@ -46,7 +48,7 @@ def test_the_machine_decides_where_nothing_is_said(computed, asked, tmp_path):
     settings = TrainBlock(precision=asked)
     wanted = asked or ("bf16" if computed else "fp32")
     assert precision_here(settings) == wanted
-    if training_device() == "cpu":
+    if best_device().type == "cpu":
         place = Place(tmp_path, "phase 2", Console(file=io.StringIO()), 0, False, print)
         assert training_arguments(settings, place).bf16 == (wanted == "bf16")
 
@@ -54,12 +56,12 @@ def test_the_machine_decides_where_nothing_is_said(computed, asked, tmp_path):
 @pytest.mark.parametrize("asked", ["null", "fp32", "bf16"])
 def test_trials_on_the_processor_take_bfloat16_only_where_it_is_computed(computed, asked):
     text = f"source: {{model: gpt2}}\nmom: {{mha: 8, ffn: 12}}\ndata: {{train: a.txt}}\ntrain: {{precision: {asked}}}"
-    assert short_training(parse_recipe(text, "x"), "trial").bf16 == (computed and asked != "fp32")
+    assert short_training(parse_recipe(text, "x"), "trial", torch.device("cpu")).bf16 == (computed and asked != "fp32")
 
 
 @pytest.mark.parametrize("asked", [None, "fp32", "bf16"])
 def test_imitated_bfloat16_is_told(computed, asked, monkeypatch):
-    monkeypatch.setattr("momify.pipeline.training_device", lambda: "cpu")
+    monkeypatch.setattr("momify.pipeline.best_device", lambda: torch.device("cpu"))
     said = io.StringIO()
     warn_of_slow_precision(TrainBlock(precision=asked), Screen(Console(file=said, width=300)))
     assert ("imitates" in said.getvalue()) == (asked == "bf16" and not computed)
@@ -67,3 +69,26 @@ def test_imitated_bfloat16_is_told(computed, asked, monkeypatch):
 
 def test_an_unknown_accelerator_gets_float32():
     assert not computes_bf16("mps")
+
+
+class SeenByEight(TrainingArguments):
+    """Arguments on a machine of eight GPUs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._n_gpu = 8
+
+
+def test_one_process_takes_one_gpu(monkeypatch, tmp_path) -> None:
+    """Several would be nn.DataParallel: another model than is trained here, and eight batches a step."""
+    monkeypatch.setattr("momify.train.fit.TrainingArguments", SeenByEight)
+    place = Place(tmp_path, "phase 2", Console(file=io.StringIO()), 0, False, print)
+    assert training_arguments(TrainBlock(batch_size=4), place).train_batch_size == 4
+
+
+@pytest.mark.parametrize(("gpus", "told"), [(0, False), (1, False), (8, True)])
+def test_gpus_that_stay_idle_are_told(gpus, told, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    said = io.StringIO()
+    say_where(TrainBlock(precision="fp32"), Screen(Console(file=said, width=300)))
+    assert ("torchrun --nproc-per-node 8" in said.getvalue()) == told

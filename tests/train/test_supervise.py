@@ -64,7 +64,7 @@ def test_checkpointed_steps_teach_the_same(model, ids):
         model.zero_grad()
         model.train()
         if checkpointed:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         torch.manual_seed(2)
         lesson = supervision.draw()
         out = model(input_ids=ids, labels=ids, use_cache=False, observe=lesson)
