@@ -68,6 +68,8 @@ class RoomyLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Forget everything."""
+        self.keys = self.values = None  # older transformers only fill them with zeros
+        self.is_initialized = False
         super().reset()
         self._buffers = None
 
