@@ -24,7 +24,8 @@ class Saved:
 
 
 SAVED = {"fp32": Saved(6, 2, 2, 4, 1), "bf16": Saved(5, 2, 1, 2, 0.5)}
-LOGITS = 7  # of n x V floats: logits, log-probabilities and gradients of student and teacher
+CHUNK = 2**24  # logits of the student that its losses hold at once on a GPU, as train/head_loss.py has it
+COPIES = 5  # of them in float32: logits, log-probabilities and gradients of student and teacher
 UTILISATION = 0.35  # of a device's stated peak; what a run reaches is in its metrics.jsonl
 USABLE = 0.9  # of a device's memory: the rest goes to the driver and to gaps
 
@@ -111,7 +112,9 @@ def micro_batch_that_fits(source: Shape, mom: Shape, settings: TrainBlock, block
 
 
 def training_activations(mom: Shape, rows: int, settings: TrainBlock) -> int:
-    """Bytes that n = `rows` tokens keep for the backward pass, the losses' own among them.
+    """Bytes that n = `rows` tokens keep for the backward pass, and what the losses hold beside that.
+
+    The losses take the logits a chunk at a time and make the gradient of the head at once.
 
     An attention half keeps its input, the normalised input, q, k, v and the output, a feed-forward half the first two
     and its inner activations; in bf16, and where the machine decides, most of them take half a
@@ -127,7 +130,8 @@ def training_activations(mom: Shape, rows: int, settings: TrainBlock) -> int:
     if settings.hidden:  # at each depth the source's residual, and the difference to it
         depths = sum(mom.pool(kind).runs(step) for kind in KINDS for step in range(mom.steps))
         kept += depths * mom.width * (1 if settings.gradient_checkpointing else 2)
-    return int(FLOAT * rows * (kept + LOGITS * mom.vocab))
+    logits = COPIES * min(rows * mom.vocab, CHUNK) + (0 if settings.freeze_embeddings else mom.vocab * mom.width)
+    return int(FLOAT * (rows * kept + logits))
 
 
 def _small_parts(mom: Shape, kind: Kind, step: int, saved: Saved) -> float:

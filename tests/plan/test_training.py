@@ -10,12 +10,14 @@ from momify.convert.homes import Request
 from momify.measure.cost import shape_of
 from momify.measure.live_bytes import LiveBytes
 from momify.model import MomConfig, MomForCausalLM
+from momify.plan import training as plan_training
 from momify.plan.make import Speed, make_plan, premises
 from momify.plan.reading import read_shape
 from momify.plan.training import DEVICES, micro_batch_that_fits, training_activations, training_cost
 from momify.recipe_blocks import HIDDEN, TrainBlock
+from momify.train import head_loss
+from momify.train.head_loss import HeadLoss, Teacher
 from momify.train.hidden import HiddenGap, HiddenGoal, matching_depths
-from momify.train.losses import distillation_loss, next_token_loss
 
 FIXED = {f"{kind}_{what}": [[s % 3] for s in range(6)] for kind in ("mha", "ffn") for what in ("reach",)}
 PARTS = {**FIXED, "mha_reach": [[3], [1], [3], [0], [3], [2]], "mha_homes": [3, 1, 3, 0, 3, 2],
@@ -24,21 +26,25 @@ PARTS = {**FIXED, "mha_reach": [[3], [1], [3], [0], [3], [2]], "mha_homes": [3, 
 
 def alive(model: MomForCausalLM, ids: torch.Tensor, bf16: bool) -> int:
     """The most bytes alive in a forward and backward pass as the Trainer does them, beside weights and gradients."""
-    vocab = model.config.vocab_size
-    teacher = torch.randn(*ids.shape, vocab)
-    with LiveBytes([*model.parameters(), *model.buffers(), ids, teacher]) as meter:
+    width = model.config.hidden_size
+    teacher = Teacher(torch.randn(*ids.shape, width), torch.randn(model.config.vocab_size, width))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    known = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
+    with LiveBytes([*known, ids, teacher.hidden, teacher.weight]) as meter:
         start = meter.now
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = model(input_ids=ids, use_cache=False, output_router_logits=True)
-            loss = distillation_loss(out.logits, teacher) + 0 * next_token_loss(out.logits, ids)
-        loss.backward()
-    return meter.peak - start + teacher.nbytes
+            loss = HeadLoss(ids, 0.0, 1.0, teacher, chunk=plan_training.CHUNK)
+            out = model(input_ids=ids, use_cache=False, output_router_logits=True, head_loss=loss)
+        out.loss.backward()
+    return meter.peak - start
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("changes", [{}, FIXED, PARTS, {"patch_rank": 16}], ids=["routed", "fixed", "parts", "patches"])
-@pytest.mark.parametrize("vocab", [50, 2000])
-def test_activations(changes: dict, vocab: int, precision: str) -> None:
+@pytest.mark.parametrize(("vocab", "chunk"), [(50, head_loss.CHUNK), (2000, head_loss.CHUNK), (2000, 200_000)])
+def test_activations(changes: dict, vocab: int, chunk: int, precision: str, monkeypatch) -> None:
+    monkeypatch.setattr(plan_training, "CHUNK", chunk)
     config = MomConfig(
         vocab_size=vocab, n_positions=64, hidden_size=64, num_attention_heads=2, intermediate_size=256,
         num_mha_modules=3, num_ffn_modules=3, num_steps=6, bos_token_id=0, eos_token_id=0, **changes,
@@ -89,7 +95,7 @@ def test_by_hand() -> None:
     assert found.flops == 2 * 4 * forward * 3 * 4  # three passes of the student, one of the teacher
     assert found.seconds == found.flops / 1e6
     rows = 2 * 16
-    assert found.activations == 4 * rows * (2 * (7 * 8 + 32) + 7 * 10)
+    assert found.activations == 4 * (rows * (2 * (7 * 8 + 32) + 5 * 10) + 10 * 8)  # and the head's gradient
     lean, *same = (
         training_cost(dense, dense, settings.model_copy(update={"optimizer": optimizer}), 16, 1e6)
         for optimizer in ("muon", "normuon", None)
@@ -137,3 +143,7 @@ def test_the_micro_batch_that_fits() -> None:
     ]
     assert sizes[0] <= 0.9 * 80e9 < sizes[1]
     assert micro_batch_that_fits(read_shape("gpt2-xl"), read_shape("gpt2-xl"), settings, 1024, DEVICES["l4"]) is None
+
+
+def test_the_plan_knows_how_many_logits_the_losses_hold() -> None:
+    assert plan_training.CHUNK == head_loss.CHUNK
