@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from momify.cli import main
 from momify.data.tokenizer import train_tokenizer
 from momify.demo.corpus import documents
+from momify.measure.latency import Timing
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -38,6 +40,13 @@ def _fixed_seed() -> None:
 def _no_trials_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Block influence is the default, as for a large source: trials take seconds, and have tests of their own."""
     monkeypatch.setattr("momify.conversion.TRIED_WEIGHTS", 0)
+
+
+@pytest.fixture(autouse=True)
+def _short_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report counts on two blocks and times one round: counters take a second a block, and have their own tests."""
+    monkeypatch.setattr("momify.report.make.INPUTS", 2)
+    monkeypatch.setattr("momify.report.make.Timing", partial(Timing, rounds=1, warmup=0))
 
 
 def tiny_gpt2(**changes: object) -> GPT2LMHeadModel:

@@ -15,8 +15,8 @@ from momify.report.provenance import Origin
 
 @pytest.fixture
 def data() -> TokenData:
-    """Forty blocks of random tokens."""
-    tokens = np.random.default_rng(0).integers(0, 61, 40 * 16).astype(np.uint16)
+    """Five blocks of random tokens."""
+    tokens = np.random.default_rng(0).integers(0, 61, 5 * 16).astype(np.uint16)
     return TokenData(tokens, tokens, 16, "text")
 
 
@@ -25,10 +25,13 @@ def measured(pair: Pair, data: TokenData, parts: dict[str, Any]) -> dict[str, An
     return measure_pair(pair, data, parts["quality"], origin, Looks(), lambda done, total: None)
 
 
-def test_a_machine_without_a_gpu_measures_all_on_its_processor(pair, data, parts) -> None:
+def test_a_machine_without_a_gpu_measures_all_on_its_processor(pair, data, parts, monkeypatch) -> None:
+    monkeypatch.setattr(make, "INPUTS", 4)
+    monkeypatch.setattr(make, "LARGE", 3)
     report = measured(pair, data, parts)
     assert report["speed"]["device"] == "cpu"
     assert [run["batch"] for run in report["speed"]["runs"]] == [1, make.LARGE]
+    assert [report["macs"][side]["ways"]["fvcore"]["inputs"] for side in ("source", "mom")] == [make.SAME, make.INPUTS]
     assert "operator by operator" in report["memory"]["method"]
 
 
