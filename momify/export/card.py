@@ -8,6 +8,7 @@ from typing import Any
 from momify.export.written import Written
 from momify.measure.cost import attention_steps, kv_bytes_per_token, parameters
 from momify.model import MomConfig
+from momify.model.config import OLDEST
 from momify.report.markdown import escape, fenced, table
 from momify.report.words import amount, apart, perplexity_text, size
 
@@ -26,7 +27,7 @@ _USE_GPT2 = _USE.replace(", trust_remote_code=True", "")
 
 def model_card(config: Json, provenance: Json, report: Json | None = None) -> str:
     """README.md from config.json, momify.json and, where there is one, report.json."""
-    source = _display(_recorded(provenance))
+    source, oldest = _display(_recorded(provenance)), ".".join(map(str, OLDEST))
     sections = [
         _front_matter(_recorded(provenance), "momify, mixture-of-modules, gpt2"),
         f"# {escape(source or 'A GPT-2')} as a Mixture of Modules",
@@ -34,8 +35,8 @@ def model_card(config: Json, provenance: Json, report: Json | None = None) -> st
         "for each token at each step ([Mixture-of-Modules](https://arxiv.org/abs/2407.06677)). Made by momify.",
         _numbers(report),
         "## Use",
-        "The model's code lies in this folder and needs torch and transformers only; `trust_remote_code=True` lets it "
-        "run. Read it first if you do not know where the folder comes from.",
+        f"The model's code lies in this folder and needs torch and transformers {oldest} or newer, nothing else; "
+        "`trust_remote_code=True` lets it run. Read it first if you do not know where the folder comes from.",
         fenced(_USE, "python"),
         "## Shape",
         _shape(MomConfig.from_dict(config)),

@@ -3,11 +3,26 @@
 from collections import Counter
 from typing import Any, ClassVar, Literal
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, __version__
 from transformers.activations import ACT2FN
 
 Kind = Literal["mha", "ffn"]
 """Which half of a step: "mha" (attention) or "ffn" (feed-forward)."""
+
+OLDEST = (5, 17)
+"""The oldest transformers that was tried and does what this needs of configs, masks and caches."""
+
+
+def check_version(version: str) -> None:
+    """Raise ImportError for a version of transformers that loads these models wrongly, or not at all."""
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise ImportError(
+            f"this model needs transformers {needed} or newer, here is {version}: pip install -U transformers"
+        )
+
+
+check_version(__version__)
 
 
 class MomConfig(PreTrainedConfig):

@@ -1,10 +1,12 @@
 """The config: defaults, derived values, aliases, and every mistake by name."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from momify.model import MomConfig, half_steps
+from momify.model.config import OLDEST, check_version
 
 SMALL: dict[str, Any] = {"num_steps": 3, "num_mha_modules": 2, "num_ffn_modules": 2}
 
@@ -96,3 +98,19 @@ def test_round_trip_through_json(tmp_path, reach) -> None:
 def test_mistakes_name_field_value_and_remedy(wrong, message) -> None:
     with pytest.raises(ValueError, match=message):
         MomConfig(**{**SMALL, **wrong})
+
+
+@pytest.mark.parametrize("version", ["4.57.3", "5.0.0", "5.12.1", "5.16.0.dev0"])
+def test_an_older_transformers_is_refused_with_the_remedy(version) -> None:
+    with pytest.raises(ImportError, match=rf"needs transformers 5.17 or newer, here is {version}: pip install"):
+        check_version(version)
+
+
+@pytest.mark.parametrize("version", ["5.17.0", "5.24.0", "5.25.0.dev0", "6.0.0"])
+def test_a_newer_one_is_not(version) -> None:
+    check_version(version)
+
+
+def test_what_is_installed_with_momify_is_new_enough() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"transformers>={'.'.join(map(str, OLDEST))}," in text
