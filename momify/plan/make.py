@@ -141,4 +141,6 @@ def training_speed(device: str, tflops: float | None) -> Speed:
         raise MomifyError(f"--device '{device}' is unknown; known: {', '.join(DEVICES)}; --tflops sets another speed")
     if tflops is not None:
         return Speed(device, tflops * 1e12, "as given")
-    return Speed(device, UTILISATION * DEVICES[device].peak, f"{UTILISATION:.0%} of its peak; --tflops sets yours")
+    return Speed(
+        device, UTILISATION * DEVICES[device].peak, f"{UTILISATION:.0%} of its peak, a hope; --tflops sets yours"
+    )
