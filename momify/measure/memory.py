@@ -100,6 +100,8 @@ def measure_loads(model: PreTrainedModel, prompt: Tensor) -> tuple[Load, Load]:
     batch, tokens = prompt.shape
     token = prompt[:, :1].clone()  # a view would keep the whole prompt's bytes in the count
     with evaluating(model), torch.no_grad():
+        if model.device.type == "cuda":  # cuBLAS takes its workspace at the first product, and keeps it: no activations
+            model(input_ids=prompt, use_cache=False, logits_to_keep=1)
         first, after = _Pass(model, prompt).run(None)
         cache = getattr(after, CACHE)
         usage = _usage(model, after, batch * tokens)

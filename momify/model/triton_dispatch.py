@@ -177,15 +177,16 @@ def multiply(x: Tensor, weight: Tensor, rows: Rows, launch: Launch, y: Tensor) -
     x = x if x.stride(1) == 1 else x.contiguous()
     gates = rows.gates if launch.gate else None
     any_, bias, before = rows.ends, launch.bias, launch.before
-    rows_kernel[(tiles * columns,)](
-        x, weight, _or(bias, any_), y, _or(before, y), _or(launch.gather, any_), _or(launch.scatter, any_),
-        _or(gates, any_), rows.ends, inner, outputs, x.stride(0), *weight.stride(),
-        0 if bias is None else bias.stride(0), y.stride(0), 0 if before is None else before.stride(0),
-        MODULES=modules, SPAN=triton.next_power_of_2(modules), GATHER=launch.gather is not None,
-        SCATTER=launch.scatter is not None, BIAS=bias is not None, GATES=gates is not None,
-        ACTIVATION=launch.activation or "", SAVE=before is not None and not launch.slope, SLOPE=launch.slope,
-        PRECISION=precision(), TILES=columns, **tile,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton launches on the current device, be it another
+        rows_kernel[(tiles * columns,)](
+            x, weight, _or(bias, any_), y, _or(before, y), _or(launch.gather, any_), _or(launch.scatter, any_),
+            _or(gates, any_), rows.ends, inner, outputs, x.stride(0), *weight.stride(),
+            0 if bias is None else bias.stride(0), y.stride(0), 0 if before is None else before.stride(0),
+            MODULES=modules, SPAN=triton.next_power_of_2(modules), GATHER=launch.gather is not None,
+            SCATTER=launch.scatter is not None, BIAS=bias is not None, GATES=gates is not None,
+            ACTIVATION=launch.activation or "", SAVE=before is not None and not launch.slope, SLOPE=launch.slope,
+            PRECISION=precision(), TILES=columns, **tile,
+        )  # fmt: skip
     return y
 
 
@@ -197,11 +198,12 @@ def multiply_transposed(x: Tensor, grad: Tensor, rows: Rows, launch: Launch) -> 
     x = x if x.stride(1) == 1 else x.contiguous()
     gates = rows.gates if launch.gate else None
     grid = (triton.cdiv(inner, tile["INNER"]) * triton.cdiv(outputs, tile["OUTPUTS"]), modules)
-    weights_kernel[grid](
-        x, grad, weight, bias, _or(launch.gather, rows.ends), _or(launch.scatter, rows.ends), _or(gates, rows.ends),
-        rows.ends, inner, outputs, x.stride(0), grad.stride(0), GATHER=launch.gather is not None,
-        SCATTER=launch.scatter is not None, GATES=gates is not None, PRECISION=precision(), **tile,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        weights_kernel[grid](
+            x, grad, weight, bias, _or(launch.gather, rows.ends), _or(launch.scatter, rows.ends), _or(gates, rows.ends),
+            rows.ends, inner, outputs, x.stride(0), grad.stride(0), GATHER=launch.gather is not None,
+            SCATTER=launch.scatter is not None, GATES=gates is not None, PRECISION=precision(), **tile,
+        )  # fmt: skip
     return weight, bias
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from momify.data.blocks import TokenData
+from momify.devices import device_for
 from momify.errors import MomifyError
 from momify.evaluate.perplexity import Protocol
 from momify.measure.budget import budget_of, check_savings, check_share
@@ -232,6 +233,7 @@ def routing_aids(course: Course) -> RoutingAids:
     check_savings(budget)
     if settings.supervise:
         blocks = course.data.spread_blocks(-(-METRIC_TOKENS // course.data.block_length))
+        model.to(device_for(0))  # as the Trainer is about to: minutes on a processor
         with evaluating(model):
             supervision = Supervision(loss_metrics(model, blocks, course.place.seed), budget.savings)
     if settings.budget:

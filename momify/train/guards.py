@@ -67,7 +67,7 @@ def _not_finite(losses: list[Tensor], parameters: list[tuple[str, torch.nn.Param
     """The first thing that is not finite: a parameter, the loss, or a gradient; None where all are."""
     with_gradient = [(name, p) for name, p in parameters if p.grad is not None]
     norms = [_local(p.grad).norm() for _, p in with_gradient]
-    if all(torch.isfinite(torch.stack([value.to(losses[0].device) for value in [*losses, *norms]]))):
+    if torch.stack([value.to(losses[0].device) for value in [*losses, *norms]]).isfinite().all():  # one wait for a GPU
         return None
     for name, parameter in parameters:
         if not torch.isfinite(_local(parameter.detach())).all():
