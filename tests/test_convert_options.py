@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from momify import conversion
 from momify.conversion import judge
 from momify.convert.assemble import network_of
 from momify.convert.source import open_source
@@ -50,7 +51,7 @@ def test_convert_may_leave_the_weights_of_what_stays_alone(there: Path, momify: 
 
 def test_steps_that_share_a_module_differ_unless_told_otherwise(there: Path, momify: Momify) -> None:
     asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
-    asked += ("--importance", "greedy")
+    asked += ("--importance", "cosine")
     usual = momify(*asked, "--name", "usual")
     assert "changes to shared modules of rank 16 at 3 attention" in usual.out
     assert "shared modules made of all the layers that they stand for, aligned: 1" in usual.out
@@ -117,7 +118,7 @@ def test_convert_chooses_by_a_copy_that_learns_to_do_without(
     assert done.code == 0, done.err
     first = json.loads((there / "runs/one/model/momify.json").read_text())["importance"]
     assert first["method"] == "layerdrop"
-    assert first["tokens"] == 16_384 // 64 * 63  # of each block of 64 all but the first are predicted
+    assert first["tokens"] == conversion.JUDGED_TOKENS // 64 * 63  # of each block of 64 all but the first are predicted
     assert "of a copy that learned to do without" in done.out
     assert [removal["kind"] for removal in first["removals"]].count("mha") == 2
     monkeypatch.setattr("momify.conversion.trained_with_drops", lambda *_: pytest.fail("learned again"))
@@ -148,7 +149,7 @@ def test_convert_chooses_by_what_is_left_after_the_fit(there: Path, momify: Momi
 
 def test_convert_lets_a_shared_module_differ_or_starts_it_as_a_mean(there: Path, momify: Momify) -> None:
     asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
-    asked += ("--importance", "greedy")
+    asked += ("--importance", "cosine")
     told = momify(*asked, "--step-rank", 2, "--merge", "--name", "changed")
     assert (told.code, told.err) == (0, ""), told.err
     assert "changes to shared modules of rank 2 at" in told.out

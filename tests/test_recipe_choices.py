@@ -88,7 +88,7 @@ def refused_later(recipe: Recipe, layers: int) -> bool:
     return False
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(recipes(), st.sets(st.sampled_from(sorted(KEYS)), min_size=1).map(sorted).map(tuple))
 def test_a_recipe_is_refused_for_what_its_training_refuses(made: tuple[dict, int], keys: tuple[str, ...]) -> None:
     data, layers = made

@@ -83,7 +83,7 @@ def run_tiny(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Recipe, Run
     return recipe, run
 
 
-LARGER = {"medium-e", "medium-p", "large-e", "large-p"}  # as small-e and small-p, with more layers
+LARGER = {"large", "medium-e", "medium-p", "large-e", "large-p"}  # as medium, small-e and small-p, with more layers
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGER else n for n in NAMES])

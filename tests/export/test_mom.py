@@ -1,8 +1,6 @@
 """An exported folder in a Python that cannot see momify: same logits, same tokens, and it saves again."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,7 @@ SETTINGS: dict = {
     "pad_token_id": 0, "mha_homes": [0, 1, 3, 2], "mha_reach": [[0], [0, 1, 2, 3], [0, 1, 3], [2, 3]],
 }  # fmt: skip
 
-# Runs alone, with momify made impossible to import: prints nothing, leaves tensors and ids for the test to compare.
+# Runs with momify made impossible to import: prints nothing, leaves tensors and ids for the test to compare.
 FRESH = """
 import json, sys
 sys.modules["momify"] = None
@@ -85,17 +83,22 @@ def folder(model: MomForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: 
     return tmp_path / "model"
 
 
-def run_fresh(script: str, folder: Path, out: Path) -> None:
-    """Run `script` in a new interpreter, offline, with its own place for remote code."""
-    out.mkdir(exist_ok=True)
-    environment = {
-        **os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(out / "modules"), "HF_HOME": str(out),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # else sums may be rounded in another order
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder), str(out)], env=environment, capture_output=True, text=True, cwd=out
+@pytest.fixture(scope="module")
+def run_fresh(forking: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path, Path], None]:
+    """Runs a script in a Python that never saw momify, offline, with its own place for remote code."""
+    home = tmp_path_factory.mktemp("home")
+    python = forking(
+        f"os.environ |= {{'HF_HUB_OFFLINE': '1', 'HF_HOME': {str(home)!r}, 'HF_MODULES_CACHE': '{home}/modules'}}\n"
+        "sys.modules['momify'] = None\nimport torch\n"
+        "from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer",
+        torch.get_num_threads(),
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def run(script: str, folder: Path, out: Path) -> None:
+        done = python.run(script, out, folder, out)
+        assert done.code == 0, done.err[-3000:]
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def run_fresh(script: str, folder: Path, out: Path) -> None:
     ids=["plain", "K=2, untied, sharded", "masked keys, wide routers", "patches and deltas"],
 )
 def test_a_fresh_python_loads_it_and_says_the_same(
-    changes: dict, shard: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    changes: dict, shard: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, run_fresh: Callable
 ) -> None:
     model = make_model(**changes)
     model.save_pretrained(tmp_path / "model", max_shard_size=shard)
@@ -133,7 +136,7 @@ def test_a_fresh_python_loads_it_and_says_the_same(
     assert found["ids"] == tokenizer("def f(x):").input_ids
 
 
-def test_a_classifier_can_be_exported_and_started_from_it(model: MomForCausalLM, tmp_path: Path) -> None:
+def test_a_classifier_can_be_exported_and_started_from_it(tmp_path: Path, run_fresh: Callable) -> None:
     classifier = MomForSequenceClassification(MomConfig(**SETTINGS, num_labels=3)).eval()
     classifier.save_pretrained(tmp_path / "model")
     target = export_mom(tmp_path / "model", tmp_path / "export")

@@ -2,13 +2,11 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from momify.train.fit import Stopped
 SWEEP = ("sweep", "src", "--mha", "1", "--ffn", "2", "--tokens", "128", "--data", "text.txt", "--batch-size", "2",
          "--learning-rate", "0.01", "--name", "s", "data.block_length=32", "train.precision=fp32",
          "train.save_every=1", "train.log_every=1", "mom.calibration_blocks=2", "mom.refit_tokens=256")  # fmt: skip
+MAIN = "import os\nos.environ['MOMIFY_CACHE'] = 'cache'\nfrom momify.cli import main\nmain()"
 CELLS = ("3x3-seed0", "3x2-seed0", "1x3-seed0")
 
 
@@ -110,13 +109,10 @@ def test_json_and_files_agree(swept: Path) -> None:
     assert (swept / "runs/s/sweep.svg").read_text().count("<polyline") == 4
 
 
-def test_killed_sweep_goes_on_where_it_was(ground: Path, swept: Path, tmp_path: Path) -> None:
+def test_killed_sweep_goes_on_where_it_was(ground: Path, swept: Path, tmp_path: Path, forking: Callable) -> None:
     there = tmp_path / "w"
     shutil.copytree(ground, there)
-    environment = {**os.environ, "MOMIFY_CACHE": str(there / "cache"), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "momify", *SWEEP], cwd=there, env=environment, stdout=subprocess.DEVNULL
-    )
+    process = forking().start(MAIN, there, *SWEEP)
     second = there / "runs/s" / CELLS[1] / "checkpoints"
     while process.poll() is None and not any(second.glob("checkpoint-*")):
         time.sleep(0.001)

@@ -1,13 +1,13 @@
-"""A place to stand in for tests that start `python -m momify train` as a process of its own."""
+"""A place to stand in for tests that start `momify train` as a process of its own."""
 
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +20,13 @@ from momify.demo.corpus import documents
 RECIPE = """
 run: {name: tiny}
 source: {model: src}
-mom: {mha: 2, ffn: 3, calibration_blocks: 4, reach: all}
-data: {train: text.txt, block_length: 32}
-train: {steps: 90, batch_size: 4, micro_batch: 2, precision: fp32, learning_rate: 1.0e-2, dropout: 0.1, explore: 0.2,
+mom: {mha: 2, ffn: 3, calibration_blocks: 4, reach: all, importance: cosine, refit_tokens: 4096}
+data: {train: text.txt, block_length: 32, valid_tokens: 512}
+train: {steps: 60, batch_size: 4, micro_batch: 2, precision: fp32, learning_rate: 1.0e-2, dropout: 0.1, explore: 0.2,
         balance: 0.01, cross_entropy: 0.5, save_every: 7, eval_every: 5, log_every: 4, keep: 2}
 """
 UNSTABLE = "tokens_per_second"
+MAIN = "import os\nos.environ |= {}\n{}\nfrom momify.cli import main\nmain()"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Place:
     """A folder with src/ (a tiny GPT-2), text.txt and tiny.yaml, in which momify is started."""
 
     folder: Path
+    forking: Callable[..., Any]
 
     @property
     def run(self) -> Path:
@@ -42,15 +44,20 @@ class Place:
     def checkpoints(self) -> Path:
         return self.run / "checkpoints"
 
-    def start(self, *arguments: str, launcher: tuple[str, ...] = (), module: bool = True, **more: object):
-        """`momify ARGUMENTS` in a process of its own, or the launcher's script; out.txt and err.txt get its streams."""
-        caches = {"MOMIFY_CACHE": str(self.folder / "cache"), "HF_DATASETS_CACHE": str(self.folder / "datasets")}
-        environment = {**os.environ, **caches, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        command = [*(launcher or (sys.executable,)), *(("-m", "momify") if module else ()), *arguments]
-        with open(self.folder / "out.txt", "w") as out, open(self.folder / "err.txt", "w") as err:
-            return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=out, stderr=err, **more)
+    def start(self, *arguments: str, launcher: tuple[str, ...] = (), module: bool = True, first: str = "") -> Any:
+        """`momify ARGUMENTS` in a process of its own, or the launcher's script; out.txt and err.txt get its streams.
 
-    def finish(self, *arguments: str, **more: object) -> int:
+        Without a launcher it is forked from a Python that has done the imports, and runs `first` before all else.
+        """
+        more = {"MOMIFY_CACHE": str(self.folder / "cache"), "HF_DATASETS_CACHE": str(self.folder / "datasets"),
+                "OMP_NUM_THREADS": "1", "COLUMNS": "200"}  # fmt: skip
+        if not launcher:
+            return self.forking().start(MAIN.format(more, first), self.folder, *arguments)
+        command = [*launcher, *(("-m", "momify") if module else ()), *arguments]
+        with open(self.folder / "out.txt", "w") as out, open(self.folder / "err.txt", "w") as err:
+            return subprocess.Popen(command, cwd=self.folder, env=os.environ | more, stdout=out, stderr=err)
+
+    def finish(self, *arguments: str, **more: Any) -> int:
         """As `start`, waiting for the end; the exit code."""
         process = self.start(*arguments, **more)
         try:
@@ -91,21 +98,21 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def new_place(ground: Path, tmp_path: Path) -> Callable[[str], Place]:
+def new_place(ground: Path, tmp_path: Path, forking: Callable[..., Any]) -> Callable[[str], Place]:
     """Makes a fresh place of that name."""
 
     def make(name: str = "place") -> Place:
         shutil.copytree(ground, tmp_path / name)
-        return Place(tmp_path / name)
+        return Place(tmp_path / name, forking)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def undisturbed(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def undisturbed(ground: Path, tmp_path_factory: pytest.TempPathFactory, forking: Callable[..., Any]) -> Place:
     """A place where tiny.yaml was trained in one go."""
     folder = tmp_path_factory.mktemp("undisturbed") / "w"
     shutil.copytree(ground, folder)
-    place = Place(folder)
+    place = Place(folder, forking)
     assert place.finish("train", "tiny.yaml") == 0, place.err
     return place

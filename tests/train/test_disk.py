@@ -1,6 +1,5 @@
 """A full disk: one line that names the file, everything older intact, and the run goes on once there is space."""
 
-import resource
 import shutil
 import signal
 import subprocess
@@ -47,9 +46,8 @@ LIMITS = [
 def test_file_that_may_not_grow(new_place: Callable, undisturbed, limit: int, words: str) -> None:
     place = started(new_place())
     before = checkpoints(place)
-    code = place.finish(
-        "train", "tiny.yaml", "--resume", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    )
+    no_more = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    code = place.finish("train", "tiny.yaml", "--resume", first=no_more)
     assert code == 2
     assert_one_line(place, words)
     assert checkpoints(place) == before

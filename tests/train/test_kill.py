@@ -43,7 +43,7 @@ def kill_at(place, moment: str, draw: random.Random) -> bool:
     before = metrics.stat().st_size if metrics.exists() else 0
     resume = ["--resume"] if (place.run / "recipe.yaml").exists() else []
     process = place.start("train", "tiny.yaml", *resume)
-    wait = {"starting": 12.0, "training": 1.5, "later": 0.2}.get(moment, 0.03)
+    wait = {"starting": 3.0, "training": 1.5, "later": 0.2}.get(moment, 0.03)
     while process.poll() is None and not has_come(place, moment, before):
         time.sleep(0.0005)
     time.sleep(draw.uniform(0, wait))
