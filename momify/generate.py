@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from momify.devices import best_device
 from momify.errors import MomifyError
 
 
@@ -33,7 +34,7 @@ class Generated:
 def generate_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
 ) -> Generated:
-    """Go on from `prompt` (an empty one: from the beginning of a document).
+    """Go on from `prompt` (an empty one: from the beginning of a document), on the accelerator where there is one.
 
     Raises MomifyError when prompt and new tokens do not fit the model's positions.
     """
@@ -41,6 +42,7 @@ def generate_text(
     positions = model.config.max_position_embeddings
     if len(ids) >= positions:
         raise MomifyError(f"the prompt has {len(ids)} tokens, the model {positions} positions; shorten it")
+    model = model.to(best_device())
     inputs = torch.tensor([ids], device=model.device)  # (1, T)
     draw = sampling.temperature > 0 and sampling.beams == 1
     set_seed(sampling.seed)
