@@ -122,6 +122,7 @@ for line in sys.stdin:
         continue
     child = os.fork()
     if not child:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what is asked for there is for the parent
         for number, name in enumerate(("out.txt", "err.txt"), start=1):
             os.dup2(os.open(os.path.join(task["folder"], name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.chdir(task["folder"])
