@@ -37,7 +37,7 @@ from momify.screen import Screen
 from momify.train.precision import computes_bf16
 
 JUDGED_TOKENS = 16_384  # at least, where sets of half-layers differ less than on the source as it is
-HELD_AT_ONCE = 6  # times the source's weights: a copy that learns has gradients and two moments beside the source
+COPIES, LEARNING_COPIES = 2, 6  # of the source's weights at once; a copy that learns has gradients and two moments
 WORKING_BYTES = 2 << 30  # activations, residuals, sums
 FITTED_ROWS = 16  # of text for each input of the widest module
 MEASURING = "measuring what each half-layer is worth"
@@ -51,7 +51,7 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
         screen.say(f"the source's weights are {str(source.dtype).removeprefix('torch.')}; the MoM keeps float32")
     tokenizer = load_tokenizer(source.folder)
     network = network_of(source)
-    network = network.to(conversion_device(network, screen))
+    network = network.to(conversion_device(network, recipe.mom.importance, screen))
     text = CalibrationText(recipe, tokenizer, screen, network.device)
     routers = RouterSettings(skipped_keys=recipe.mom.skipped_keys, seed=recipe.run.seed)
     if recipe.mom.budget is not None:
@@ -77,9 +77,11 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     screen.say(f"wrote {run.model}")
 
 
-def conversion_device(network: Network, screen: Screen) -> torch.device:
+def conversion_device(network: Network, way: str | None, screen: Screen) -> torch.device:
     """Where a network is measured, trained for a trial and fitted: a GPU that has room for it, else the processor."""
-    device = device_for(4 * HELD_AT_ONCE * network.num_weights + WORKING_BYTES)
+    learns = way in ("trial", "layerdrop") or (way is None and network.layers.num_weights <= TRIED_WEIGHTS)
+    held = LEARNING_COPIES if learns else COPIES
+    device = device_for(4 * held * network.num_weights + WORKING_BYTES)
     if device.type != best_device().type:
         screen.say(f"converting on the processor: {best_device().type} has too little memory free, or no float64")
     return device

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from momify.devices import best_device
+from momify.devices import device_for
 from momify.errors import MomifyError
+from momify.measure.memory import weight_bytes
+
+ROOM = 2 << 30  # bytes on a GPU beside the weights: caches of all beams
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Generated:
 def generate_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
 ) -> Generated:
-    """Go on from `prompt` (an empty one: from the beginning of a document), on the accelerator where there is one.
+    """Go on from `prompt` (an empty one: from the beginning of a document), on the GPU where there is room.
 
     Raises MomifyError when prompt and new tokens do not fit the model's positions.
     """
@@ -42,7 +45,7 @@ def generate_text(
     positions = model.config.max_position_embeddings
     if len(ids) >= positions:
         raise MomifyError(f"the prompt has {len(ids)} tokens, the model {positions} positions; shorten it")
-    model = model.to(best_device())
+    model = model.to(device_for(weight_bytes(model) + ROOM))
     inputs = torch.tensor([ids], device=model.device)  # (1, T)
     draw = sampling.temperature > 0 and sampling.beams == 1
     set_seed(sampling.seed)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,5 +105,18 @@ def test_a_gpu_with_room_is_taken(monkeypatch) -> None:
     assert device_for(1001).type == "cpu"
 
 
-def test_the_best_device_is_a_device() -> None:
-    assert torch.zeros(2, device=best_device()).sum() == 0
+@pytest.mark.parametrize("there_is", [True, False])
+def test_the_best_device_is_the_accelerator(there_is, monkeypatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there_is)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("xpu"))
+    assert best_device().type == ("xpu" if there_is else "cpu")
+
+
+@pytest.mark.parametrize(("way", "copies"), [("cosine", 2), ("trial", 6), ("layerdrop", 6), (None, 2)])
+def test_room_is_asked_for_what_a_conversion_holds(way, copies, monkeypatch) -> None:
+    """TRIED_WEIGHTS is 0 in tests, so that nothing said is no trial."""
+    asked = []
+    monkeypatch.setattr(momify.conversion, "device_for", lambda needed: asked.append(needed) or torch.device("cpu"))
+    network = SimpleNamespace(num_weights=1000, layers=SimpleNamespace(num_weights=900))
+    momify.conversion.conversion_device(network, way, Screen(Console(file=io.StringIO())))
+    assert asked == [4 * copies * 1000 + momify.conversion.WORKING_BYTES]

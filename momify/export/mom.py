@@ -50,7 +50,7 @@ def export_mom(
         write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
         write_json(folder / PROVENANCE, record)
         write_text(folder / "README.md", model_card(config, record, report))
-    say("loads where torch and transformers are, with trust_remote_code=True")
+    say("loads where torch and transformers 5.17 or newer are, with trust_remote_code=True")
     if not any(half.routed for half in half_steps(read_mom_config(model_folder))):
         say("none of its steps chooses: --format gpt2 writes a plain GPT-2, which any GPT-2 tool loads")
     return target

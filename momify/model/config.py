@@ -3,8 +3,7 @@
 from collections import Counter
 from typing import Any, ClassVar, Literal
 
-from transformers import PreTrainedConfig, __version__
-from transformers.activations import ACT2FN
+from transformers import __version__
 
 Kind = Literal["mha", "ffn"]
 """Which half of a step: "mha" (attention) or "ffn" (feed-forward)."""
@@ -23,6 +22,9 @@ def check_version(version: str) -> None:
 
 
 check_version(__version__)
+
+from transformers import PreTrainedConfig  # noqa: E402 - older ones have no such name
+from transformers.activations import ACT2FN  # noqa: E402
 
 
 class MomConfig(PreTrainedConfig):

@@ -114,7 +114,8 @@ def micro_batch_that_fits(source: Shape, mom: Shape, settings: TrainBlock, block
 def training_activations(mom: Shape, rows: int, settings: TrainBlock) -> int:
     """Bytes that n = `rows` tokens keep for the backward pass, and what the losses hold beside that.
 
-    The losses take the logits a chunk at a time and make the gradient of the head at once.
+    The losses take the logits a chunk at a time, make the gradient of the head at once and, in bf16, hold both heads in
+    it too.
 
     An attention half keeps its input, the normalised input, q, k, v and the output, a feed-forward half the first two
     and its inner activations; in bf16, and where the machine decides, most of them take half a
@@ -130,7 +131,9 @@ def training_activations(mom: Shape, rows: int, settings: TrainBlock) -> int:
     if settings.hidden:  # at each depth the source's residual, and the difference to it
         depths = sum(mom.pool(kind).runs(step) for kind in KINDS for step in range(mom.steps))
         kept += depths * mom.width * (1 if settings.gradient_checkpointing else 2)
-    logits = COPIES * min(rows * mom.vocab, CHUNK) + (0 if settings.freeze_embeddings else mom.vocab * mom.width)
+    head = mom.vocab * mom.width
+    logits = COPIES * min(rows * mom.vocab, CHUNK)
+    logits += (0 if settings.freeze_embeddings else head) + (0 if settings.precision == "fp32" else head)
     return int(FLOAT * (rows * kept + logits))
 
 

@@ -13,7 +13,7 @@ from momify.data.blocks import TokenData
 from momify.devices import device_for
 from momify.evaluate.perplexity import Perplexity
 from momify.files import write_json, write_text
-from momify.measure.cost import parameters
+from momify.measure.cost import kv_bytes_per_token, parameters
 from momify.measure.latency import Latency, Timing, measure_latency
 from momify.measure.macs import count_macs
 from momify.measure.memory import measure_memory, weight_bytes
@@ -27,7 +27,7 @@ from momify.screen import Progress
 INPUTS = 32  # held-out blocks whose MACs are taken all three ways: routing depends on the text
 SAME = 2  # blocks for a dense model, which does the same whatever the text
 LARGE = 8  # sequences of the large batch
-ROOM = 4 << 30  # bytes on a GPU beside the weights: the large batch's activations and caches
+ROOM = 2 << 30  # bytes on a GPU beside weights and cache: the large batch's activations
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ class Pair:
 
     @property
     def bytes(self) -> int:
-        """Of both models' weights."""
-        return weight_bytes(self.source) + weight_bytes(self.mom)
+        """Of both models' weights, and of the source's cache for the large batch."""
+        config = self.source.config
+        cache = LARGE * config.max_position_embeddings * kv_bytes_per_token(config, self.source.dtype.itemsize)
+        return weight_bytes(self.source) + weight_bytes(self.mom) + cache
 
     def to(self, device: torch.device) -> None:
         """Move both models to a device."""

@@ -35,10 +35,10 @@ from momify.train.tokens import UncountedSteps
 from momify.train.trainer import HeldOut, LossWeights, MomTrainer, RoutingAids
 from momify.train.watch import OverfitWatch, RouterWatch
 
-# Sharded over the processes, saved whole: such a checkpoint's model.safetensors loads in one process.
 _CHECKPOINTING = (  # as the installed transformers calls it
     "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 )
+# Sharded over the processes, saved whole: such a checkpoint's model.safetensors loads in one process.
 _FSDP = {"version": 2, "auto_wrap_policy": "NO_WRAP", "state_dict_type": "FULL_STATE_DICT"}
 _EVAL_TOKENS = 65_536  # held-out tokens scored while training; the report scores them all
 

@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from momify.data.blocks import TokenData
+from momify.measure.latency import Timing
 from momify.report import make
 from momify.report.data import Looks
 from momify.report.make import Pair, measure_pair
 from momify.report.provenance import Origin
+
+USUAL = (make.INPUTS, make.SAME, make.LARGE, Timing(1).rounds, Timing(1).warmup)  # before tests shorten them
+
+
+def test_reports_measure_as_much_as_the_docs_say() -> None:
+    assert USUAL == (32, 2, 8, 5, 1)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,14 @@ train: {steps: 60, batch_size: 4, micro_batch: 2, precision: fp32, learning_rate
         balance: 0.01, cross_entropy: 0.5, save_every: 7, eval_every: 5, log_every: 4, keep: 2}
 """
 UNSTABLE = "tokens_per_second"
-MAIN = "import os\nos.environ |= {}\n{}\nfrom momify.cli import main\nmain()"
+MAIN = """
+import datasets.config, os
+os.environ |= {}
+datasets.config.HF_DATASETS_CACHE = os.environ["HF_DATASETS_CACHE"]  # read at the import, which is over
+{}
+from momify.cli import main
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -110,9 +118,9 @@ def new_place(ground: Path, tmp_path: Path, forking: Callable[..., Any]) -> Call
 
 @pytest.fixture(scope="session")
 def undisturbed(ground: Path, tmp_path_factory: pytest.TempPathFactory, forking: Callable[..., Any]) -> Place:
-    """A place where tiny.yaml was trained in one go."""
+    """A place where tiny.yaml was trained in one go, by a fresh Python, whose hash seed no other has."""
     folder = tmp_path_factory.mktemp("undisturbed") / "w"
     shutil.copytree(ground, folder)
     place = Place(folder, forking)
-    assert place.finish("train", "tiny.yaml") == 0, place.err
+    assert place.finish("train", "tiny.yaml", launcher=(sys.executable,)) == 0, place.err
     return place

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -44,7 +45,7 @@ def assert_close(place, other) -> None:
 @pytest.fixture(scope="module")
 def one(ground: Path, tmp_path_factory: pytest.TempPathFactory, undisturbed):
     """One process with a batch of 8."""
-    place = type(undisturbed)(tmp_path_factory.mktemp("one") / "w")
+    place = replace(undisturbed, folder=tmp_path_factory.mktemp("one") / "w")
     shutil.copytree(ground, place.folder)
     assert place.finish("train", "tiny.yaml", *PLAIN, "train.batch_size=8") == 0, place.err
     return place
