@@ -189,11 +189,14 @@ def test_every_command_is_known_here() -> None:
 
 
 def test_help_is_instant() -> None:
-    """CPU seconds, not wall time: the machine may be busy. A torch import alone takes more than one."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "momify", "--help"], capture_output=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    """CPU seconds, the best of three: the machine may be busy. A torch import alone takes more than one."""
+    taken = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "momify", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(taken) < 0.5
 
 
 def truncate(path: Path) -> None:
