@@ -49,12 +49,21 @@ def test_convert_may_leave_the_weights_of_what_stays_alone(there: Path, momify: 
     assert 1e-3 < torch.dist(held, own) < 0.5 * torch.dist(refitted, own)
 
 
+def shared(model: Path) -> tuple[int, int]:
+    """How many attention modules several steps share, and at how many steps; which go is next to a tie here."""
+    homes = load_mom(model).config.mha_homes
+    several = [home for home in homes if homes.count(home) > 1]
+    assert several
+    return len(set(several)), len(several)
+
+
 def test_steps_that_share_a_module_differ_unless_told_otherwise(there: Path, momify: Momify) -> None:
     asked = ("convert", "src", "--mha", 2, "--ffn", 4, "--mha-steps", 4, "--calibration", "text.txt")
     asked += ("--importance", "cosine")
     usual = momify(*asked, "--name", "usual")
-    assert "changes to shared modules of rank 16 at 3 attention" in usual.out
-    assert "shared modules made of all the layers that they stand for, aligned: 1" in usual.out
+    modules, steps = shared(there / "runs/usual/model")
+    assert f"changes to shared modules of rank 16 at {steps} attention" in usual.out
+    assert f"shared modules made of all the layers that they stand for, aligned: {modules}" in usual.out
     named = momify(*asked, "--name", "named", "--step-rank", 16, "--merge")
     bare = momify(*asked, "--name", "bare", "--step-rank", 0)
     assert usual.code == named.code == bare.code == 0
@@ -152,8 +161,9 @@ def test_convert_lets_a_shared_module_differ_or_starts_it_as_a_mean(there: Path,
     asked += ("--importance", "cosine")
     told = momify(*asked, "--step-rank", 2, "--merge", "--name", "changed")
     assert (told.code, told.err) == (0, ""), told.err
-    assert "changes to shared modules of rank 2 at" in told.out
-    assert "shared modules made of all the layers that they stand for, aligned: 1" in told.out
+    modules, steps = shared(there / "runs/changed/model")
+    assert f"changes to shared modules of rank 2 at {steps} attention" in told.out
+    assert f"shared modules made of all the layers that they stand for, aligned: {modules}" in told.out
     assert momify(*asked, "--name", "bare", "--step-rank", 0).code == 0
     changed, bare = (load_mom(there / f"runs/{name}/model") for name in ("changed", "bare"))
     assert changed.model.mha_delta.qkv.weight_out.any()
