@@ -27,7 +27,7 @@ _USE_GPT2 = _USE.replace(", trust_remote_code=True", "")
 
 def model_card(config: Json, provenance: Json, report: Json | None = None) -> str:
     """README.md from config.json, momify.json and, where there is one, report.json."""
-    source, oldest = _display(_recorded(provenance)), ".".join(map(str, OLDEST))
+    source = _display(_recorded(provenance))
     sections = [
         _front_matter(_recorded(provenance), "momify, mixture-of-modules, gpt2"),
         f"# {escape(source or 'A GPT-2')} as a Mixture of Modules",
@@ -35,7 +35,7 @@ def model_card(config: Json, provenance: Json, report: Json | None = None) -> st
         "for each token at each step ([Mixture-of-Modules](https://arxiv.org/abs/2407.06677)). Made by momify.",
         _numbers(report),
         "## Use",
-        f"The model's code lies in this folder and needs torch and transformers {oldest} or newer, nothing else; "
+        f"The model's code lies in this folder and needs torch and transformers {OLDEST} or newer, nothing else; "
         "`trust_remote_code=True` lets it run. Read it first if you do not know where the folder comes from.",
         fenced(_USE, "python"),
         "## Shape",

@@ -20,6 +20,7 @@ from momify.export.card import model_card
 from momify.export.folder import PROVENANCE, TEXTS, check_target, companions, provenance
 from momify.files import whole_folder, write_json, write_text
 from momify.model import MomForCausalLM, MomForSequenceClassification, half_steps
+from momify.model.config import OLDEST
 
 AUTO_MAP = {
     "AutoConfig": "config.MomConfig",
@@ -50,7 +51,7 @@ def export_mom(
         write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
         write_json(folder / PROVENANCE, record)
         write_text(folder / "README.md", model_card(config, record, report))
-    say("loads where torch and transformers 5.17 or newer are, with trust_remote_code=True")
+    say(f"loads where torch and transformers {OLDEST} or newer are, with trust_remote_code=True")
     if not any(half.routed for half in half_steps(read_mom_config(model_folder))):
         say("none of its steps chooses: --format gpt2 writes a plain GPT-2, which any GPT-2 tool loads")
     return target

@@ -8,16 +8,16 @@ from transformers import __version__
 Kind = Literal["mha", "ffn"]
 """Which half of a step: "mha" (attention) or "ffn" (feed-forward)."""
 
-OLDEST = (5, 17)
+OLDEST = "5.17"
 """The oldest transformers that was tried and does what this needs of configs, masks and caches."""
 
 
 def check_version(version: str) -> None:
     """Raise ImportError for a version of transformers that loads these models wrongly, or not at all."""
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        needed = ".".join(map(str, OLDEST))
+    here, needed = (tuple(map(int, one.split(".")[:2])) for one in (version, OLDEST))
+    if here < needed:
         raise ImportError(
-            f"this model needs transformers {needed} or newer, here is {version}: pip install -U transformers"
+            f"this model needs transformers {OLDEST} or newer, here is {version}: pip install -U transformers"
         )
 
 
