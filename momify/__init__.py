@@ -8,7 +8,7 @@ import importlib
 import sys
 from typing import Any
 
-from wrapt import when_imported
+from momify.import_hook import when_imported
 
 _MODEL_NAMES = ("MomConfig", "MomForCausalLM", "MomForSequenceClassification", "MomModel")
 _HOOKED = (
@@ -45,8 +45,7 @@ def _initializing(name: str) -> bool:
     return bool(getattr(spec, "_initializing", False))
 
 
-for _name in _HOOKED:
-    when_imported(_name)(_register)
+when_imported(_HOOKED, _register)
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -189,14 +190,19 @@ def test_every_command_is_known_here() -> None:
 
 
 def test_help_is_instant() -> None:
-    """CPU seconds, the best of three: the machine may be busy. A torch import alone takes more than one."""
-    taken = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "momify", "--help"], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) < 0.5
+    """Beside a Python that loads what prints any help, in CPU seconds, alternating: machines differ, and are busy.
+
+    1.2 to 1.4 times as long here; with torch it would be five times.
+    """
+    taken: dict[str, list[float]] = {"-m momify --help": [], "-c 'import typer.rich_utils'": []}
+    for _ in range(5):
+        for command, seconds in taken.items():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *shlex.split(command)], capture_output=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    momify, typer = (min(seconds) for seconds in taken.values())
+    assert momify < 2 * typer
 
 
 def truncate(path: Path) -> None:
