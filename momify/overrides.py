@@ -1,5 +1,7 @@
 """`block.key=value` behind a recipe, and `key=value` of an option: set in nested dicts, values read as YAML."""
 
+import re
+from itertools import accumulate
 from typing import Any
 
 import yaml
@@ -9,6 +11,16 @@ from momify.errors import MomifyError
 # What PyYAML raises for a wrong scalar of a named type (`!!bool perhaps`), besides its own errors.
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
 
+_DEEPEST = 100  # brackets within brackets; a thousand take PyYAML seconds before Python's own limit ends it
+
+
+def read_yaml(text: str) -> Any:
+    """What YAML `text` says, in plain Python objects. Raises one of NOT_YAML."""
+    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
+    if max(accumulate(steps), default=0) > _DEEPEST:
+        raise ValueError(f"more than {_DEEPEST} brackets within each other")
+    return yaml.safe_load(text)
+
 
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set `block.key=value` in nested dicts; the value is read as YAML. Raises MomifyError for one of another form."""
@@ -17,7 +29,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or len(keys) < 2 or not all(keys):
         raise MomifyError(f"override {override!r:.80} is not of the form block.key=value, as in train.steps=100")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = read_yaml(value)
     except NOT_YAML:
         raise MomifyError(f"override {override!r:.80}: the value is not valid YAML") from None
     place = data

@@ -12,7 +12,7 @@ from pydantic import ValidationError, model_validator
 
 from momify.errors import MomifyError
 from momify.mistakes import first_mistake, one_line
-from momify.overrides import NOT_YAML, apply_override
+from momify.overrides import NOT_YAML, apply_override, read_yaml
 from momify.recipe_blocks import Block, DataBlock, EvalBlock, MomBlock, RunBlock, SourceBlock, TrainBlock, most_pieces
 from momify.recipe_choices import check_training
 
@@ -88,7 +88,7 @@ def parse_recipe(text: str, name: str, overrides: list[str] | None = None) -> Re
     if len(text) > _LONGEST:
         raise MomifyError(f"recipe {name} has {len(text):,} characters; a recipe is a page, give another file")
     try:
-        data = yaml.safe_load(text)
+        data = read_yaml(text)
     except NOT_YAML as error:
         raise MomifyError(f"recipe {name} is not valid YAML: {one_line(error)}") from None
     if data is None:

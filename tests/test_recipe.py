@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from momify.errors import MomifyError
+from momify.overrides import apply_override
 from momify.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from momify.recipe_blocks import HIDDEN, SPLICE, TrainBlock
 
@@ -156,3 +157,18 @@ def test_every_field_can_be_overridden() -> None:
         for key, value in values.items():
             again = parse_recipe(MINIMAL, "x", [f"{block}.{key}={yaml.safe_dump(value, default_flow_style=True)}"])
             assert again == recipe, (block, key)
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 3000, "a: " + "{b: " * 101, "a: " + "[" * 101 + "]" * 101])
+def test_brackets_without_end_are_refused_before_they_are_read(text: str) -> None:
+    """PyYAML takes seconds for 3,000 of them."""
+    with pytest.raises(MomifyError, match=r"recipe bad.yaml is not valid YAML: more than 100 brackets"):
+        parse_recipe(text, "bad.yaml")
+    with pytest.raises(MomifyError, match="the value is not valid YAML"):
+        apply_override({}, f"train.steps={text}")
+
+
+def test_brackets_side_by_side_are_no_depth() -> None:
+    data = {}
+    apply_override(data, f"mom.mha_homes=[{', '.join(['[1]'] * 500)}, '[[[', {'[' * 50}{']' * 50}]")
+    assert len(data["mom"]["mha_homes"]) == 502
