@@ -20,7 +20,8 @@ from momify.evaluate.byte_lengths import byte_lengths
 from momify.evaluate.perplexity import Perplexity, Protocol, perplexity
 from momify.files import whole_folder, write_text
 from momify.models import load_model
-from momify.recipe import Recipe, load_recipe
+from momify.runs import Run
+from momify.train.tokens import tokens_seen
 
 LARGEST = 8 << 20  # bytes of the whole folder
 
@@ -39,7 +40,7 @@ to be used.
 
 **Trained on** the text that lies on every machine with Python, as found in CPython {python}: the standard library's source
 (without tests and tables), its documentation topics, and the docstrings of its compiled modules; {train_tokens:,} tokens,
-seen {epochs:.1f} times: {steps:,} steps of {per_step:,} tokens, {seen:,} tokens in all. Documents whose name hashes to 0
+seen {epochs:.1f} times: {steps:,} steps, {seen:,} tokens in all. Documents whose name hashes to 0
 modulo 20 were held out. The text is the Python Software Foundation's (PSF License); the model may repeat parts of it.
 
 **Held-out**: perplexity {perplexity:.2f}, {loss:.4f} nats per token, {bits:.4f} bits per byte ({protocol}).
@@ -54,14 +55,13 @@ The curve of that run is in `docs/log.md`.
 
 def pack(run: Path) -> Perplexity:
     """Write momify/demo/checkpoint from a run of phase 1; the held-out perplexity of what was written."""
-    recipe = load_recipe(run / "recipe.yaml")
     tokenizer = load_tokenizer(run / "source")
     model = GPT2LMHeadModel.from_pretrained(run / "source", dtype=torch.float16)
     target = Path(momify.demo.__file__).parent / "checkpoint"
     with whole_folder(target) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        found = card_for(folder, recipe)
+        found = card_for(folder, Run(run))
         size = sum(path.stat().st_size for path in folder.iterdir())
         if size > LARGEST:
             raise SystemExit(f"{size:,} bytes are more than {LARGEST:,}")
@@ -69,20 +69,20 @@ def pack(run: Path) -> Perplexity:
     return found
 
 
-def card_for(folder: Path, recipe: Recipe) -> Perplexity:
-    """Measure the model in `folder` and write its card beside it."""
-    tokenizer = load_tokenizer(folder)
+def card_for(folder: Path, run: Run) -> Perplexity:
+    """Measure the model in `folder`, of phase 1 of `run`, and write its card beside it."""
+    tokenizer, recipe = load_tokenizer(folder), run.recipe
     data = load_tokens(recipe.data, tokenizer)
     tokens = data.valid_tensor()
     model = load_model(folder)
     found = perplexity(model, tokens, Protocol(data.block_length, data.block_length), byte_lengths(tokenizer)[tokens])
     config, settings = json.loads((folder / "config.json").read_text()), recipe.source.scratch.train or recipe.train
-    per_step = settings.batch_size * data.block_length
+    seen = tokens_seen(run.pretraining / "checkpoints", data, settings)
     card = CARD.format(
         layers=config["n_layer"], width=config["n_embd"], heads=config["n_head"], positions=config["n_positions"],
         parameters=model.num_parameters(), vocabulary=config["vocab_size"], python=platform.python_version(),
-        train_tokens=len(data.train), steps=settings.steps, per_step=per_step, seen=settings.steps * per_step,
-        epochs=settings.steps * per_step / len(data.train), perplexity=found.perplexity, loss=found.loss,
+        train_tokens=len(data.train), steps=settings.steps, seen=seen,
+        epochs=seen / len(data.train), perplexity=found.perplexity, loss=found.loss,
         bits=found.bits_per_byte, protocol=found.protocol,
     )  # fmt: skip
     write_text(folder / "README.md", card)

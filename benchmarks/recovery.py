@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,19 @@ from rich.console import Console
 
 from momify.convert.source import read_config
 from momify.convert.stored_mom import read_mom_config
+from momify.data.blocks import TokenData, load_tokens
+from momify.data.tokenizer import load_tokenizer
 from momify.evaluate.results import read_results
 from momify.files import write_json
 from momify.measure.cost import dense_macs, kv_bytes_per_token, mom_macs, parameters, planned_usage
-from momify.models import locate
+from momify.models import locate, read_provenance
 from momify.pipeline import EvalOptions, evaluate_ppl, train
 from momify.recipe import Recipe, make_recipe
+from momify.recipe_blocks import DataBlock, TrainBlock
 from momify.runs import opened_run
 from momify.screen import Screen
 from momify.subject import Subject
+from momify.train.tokens import fewest_steps
 
 SMALL = {"mha": 6, "ffn": 9, "importance": "greedy", "refit_ridge": 1e-3}  # what a row does not name
 BARE = {"refit_tokens": 0}
@@ -182,14 +187,23 @@ class Study:
         """Tokens of a sequence."""
         return self.data["block_length"]
 
+    @cached_property
+    def text(self) -> TokenData:
+        """The text in the source's tokens."""
+        return load_tokens(DataBlock(**self.data), load_tokenizer(locate(self.source)))
+
+    def folder(self, row: str, share: float, seed: int) -> Path:
+        """Where a cell's run lies."""
+        return self.out / f"{row}-{share:g}-seed{seed}"
+
     def recipe(self, row: str, share: float, seed: int) -> Recipe:
         """The recipe of one cell: `share` of the source's own training tokens."""
         changes = ROWS[row][1]
-        per_step = self.train["batch_size"] * self.block
-        steps = max(1, round(share * self.trained_tokens / per_step))
-        name = f"{row}-{share:g}-seed{seed}"
+        steps = fewest_steps(max(1, round(share * self.trained_tokens)), self.text, TrainBlock(**self.train))
+        folder = self.folder(row, share, seed)
+        name = folder.name
         values = {
-            "run": {"name": name, "seed": seed, "dir": str(self.out / name)},
+            "run": {"name": name, "seed": seed, "dir": str(folder)},
             "source": {"model": self.source},
             "mom": {**SMALL, **changes.get("mom", {})},
             "data": self.data,
@@ -201,9 +215,9 @@ class Study:
 
 def run_cell(study: Study, row: str, share: float, seed: int, screen: Screen) -> dict[str, Any]:
     """Train one cell, or read what it came to; ratios, costs, and tokens per second of its training."""
-    recipe = study.recipe(row, share, seed)
-    result = recipe.folder / "cell.json"
+    result = study.folder(row, share, seed) / "cell.json"
     if not result.is_file():
+        recipe = study.recipe(row, share, seed)
         began = time.monotonic()
         resume = (recipe.folder / "recipe.yaml").is_file()
         with opened_run(recipe, resume) as run:
@@ -214,7 +228,7 @@ def run_cell(study: Study, row: str, share: float, seed: int, screen: Screen) ->
             evaluate_ppl(subject, EvalOptions(limit=recipe.eval.limit), screen)
             write_json(result, {**outcome(study, recipe), "seconds": seconds})
     found = json.loads(result.read_text())
-    print(f"{recipe.run.name}: {found['before']:.3f} -> {found['after']:.4f}", flush=True)
+    print(f"{result.parent.name}: {found['before']:.3f} -> {found['after']:.4f}", flush=True)
     return found
 
 
@@ -227,7 +241,7 @@ def outcome(study: Study, recipe: Recipe) -> dict[str, Any]:
     config, dense, length = read_mom_config(recipe.folder / "model"), read_config(locate(study.source)), study.block
     macs = mom_macs(config, 1, length, planned_usage(config, 1, length)).total / dense_macs(dense, 1, length).total
     return {
-        "tokens": recipe.train.steps * recipe.train.batch_size * length,
+        "tokens": read_provenance(recipe.folder / "model")["trained"]["tokens"],
         "source": source,
         "before": start / source,
         "after": trained / source,
@@ -270,6 +284,14 @@ def _spread(found: list[dict[str, Any]], name: str) -> str:
     return f"{statistics.mean(values):.{places}f}" + (f" ± {half:.{places}f}" if len(values) > 1 else "")
 
 
+def listed_rows(text: str) -> list[str]:
+    """Names of rows, with commas between."""
+    rows = text.split(",")
+    if unknown := [row for row in rows if row not in ROWS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no row; known: {', '.join(ROWS)}")
+    return rows
+
+
 def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -282,7 +304,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4, help="sequences a step")
     parser.add_argument("--learning-rate", type=float, default=1.0e-3)
     parser.add_argument("--optimizer", default="muon")
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", type=listed_rows, default=list(ROWS))
     parser.add_argument("--shares", default="0.025,0.07,0.25", help="of the tokens that the source was trained on")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--table", action="store_true", help="train nothing: the table of the cells that are there")
@@ -300,9 +322,9 @@ def main() -> None:
     screen, shares = Screen(Console(stderr=True), quiet=True), [float(share) for share in given.shares.split(",")]
     cells: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for share in shares:
-        for row in given.rows.split(","):
+        for row in given.rows:
             for seed in map(int, given.seeds.split(",")):
-                if not given.table or (study.recipe(row, share, seed).folder / "cell.json").is_file():
+                if not given.table or (study.folder(row, share, seed) / "cell.json").is_file():
                     cells.setdefault((row, share), []).append(run_cell(study, row, share, seed, screen))
     print(write_table(cells, shares))
 

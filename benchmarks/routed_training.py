@@ -71,7 +71,7 @@ def train_table(given: argparse.Namespace) -> None:
             if name == "mixed":
                 train_mixed(recipe, run, screen)
             else:
-                train(recipe, run, screen, resume=True)
+                train_or_stop(recipe, run, screen)
             evaluate_ppl(Subject(name, run.model, "mom", run, recipe), EvalOptions(limit=given.windows), screen)
         kept = {
             entry.role: entry.score.metrics["perplexity"] for entry in read_results(run.folder / "eval" / "ppl.json")
@@ -87,6 +87,12 @@ def train_table(given: argparse.Namespace) -> None:
         print(f"| {title} (`{name}`) | " + " | ".join(cells) + " |", flush=True)
 
 
+def train_or_stop(recipe: Recipe, run: Run, screen: Screen) -> None:
+    """Train, or end the script where a signal ended the training: there is nothing to tell of it yet."""
+    if train(recipe, run, screen, resume=True):
+        raise SystemExit(f"stopped at {recipe.run.name}; start again to go on")
+
+
 def train_mixed(recipe: Recipe, run: Run, screen: Screen) -> None:
     """Train with both choices of a half-step mixed by their gates; then each token takes the larger of the two.
 
@@ -96,7 +102,7 @@ def train_mixed(recipe: Recipe, run: Run, screen: Screen) -> None:
         convert(recipe, run, screen)
     if not read_provenance(run.model)["trained"]["steps"]:
         set_choosing(run.model, modules_per_token=2, router_tau=MIXED_TAU)
-        train(recipe, run, screen, resume=True)
+        train_or_stop(recipe, run, screen)
     set_choosing(run.model, modules_per_token=1)
     model = load_mom(run.model)
     text = load_tokens(recipe.data, load_tokenizer(run.model)).spread_blocks(SETTLE_BLOCKS)

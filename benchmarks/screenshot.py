@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 
 
 def screenshot(page: Path, width: int, height: int, scheme: str) -> bytes:
-    """The first screen of `page` as PNG, two pixels for one."""
+    """The first screen of `page` as PNG, three pixels for two."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from momify import convert_options as options
+from momify.convert_command import convert
 from momify.errors import MomifyError
 from momify.plan.command import plan
+from momify.processes import let_first_speak
 from momify.sweep.command import sweep
 from momify.terminal import (
     INTERRUPTED,
@@ -51,13 +52,15 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Windows of held-out text
 @app.command(epilog="Example: momify demo")
 def demo(
     overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """The whole job on the model that ships with momify: convert, train, measure, report, export. No network."""
     from momify.demo.recipe import demo_recipe
 
-    _run(demo_recipe(overrides), quiet=quiet, as_json=as_json, overwrite=True)
+    _run(demo_recipe(overrides), quiet, as_json, resume, overwrite)
 
 
 @app.command(epilog="Example: momify run recipes/demo.yaml train.steps=100")
@@ -92,63 +95,12 @@ def _run(loaded: "Recipe", quiet: bool, as_json: bool, resume: bool = False, ove
         screen.to_log(folder.log)
         report = run_all(loaded, folder, screen, resume)
     if isinstance(report, Stopped):
-        say_stopped(report, f"momify run {folder.recipe_file} --resume")
+        say_stopped(report, folder.resume_line("run"))
     if report is not None:
         _show_report(report, as_json)
 
 
-@app.command(epilog="Example: momify convert gpt2-large --mha 8 --ffn 36 --mha-steps 16")
-def convert(
-    model: options.Source,
-    mha: options.Mha,
-    ffn: options.Ffn,
-    depth: options.Depth = None,
-    top_k: options.TopK = 1,
-    mha_steps: options.MhaSteps = None,
-    ffn_steps: options.FfnSteps = None,
-    reach: options.Reach = None,
-    init: options.Init = "home",
-    patch_rank: options.PatchRank = 0,
-    step_rank: options.StepRank = None,
-    merge: options.Merge = None,
-    refit: options.Refit = True,
-    refit_ridge: options.RefitRidge = 30.0,
-    budget: options.Budget = None,
-    importance: options.Importance = None,
-    calibration: options.Calibration = None,
-    revision: options.Revision = None,
-    name: options.Name = None,
-    seed: options.Seed = 0,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Take a GPT-2 checkpoint apart and assemble the MoM; says what it removes first. Writes runs/<name>/model/."""
-    screen = open_screen(quiet)
-    from momify.conversion import convert as convert_source
-    from momify.pipeline import check
-    from momify.recipe import make_recipe
-    from momify.runs import opened_run
-    from momify.subject import context_length, model_name
-
-    mom = {"mha": mha, "ffn": ffn, "depth": depth, "modules_per_token": top_k, "mha_steps": mha_steps,
-           "ffn_steps": ffn_steps, "reach": reach, "init": init, "patch_rank": patch_rank,
-           "step_rank": step_rank, "merge": merge, "budget": budget, "importance": importance,
-           "refit_modules": refit, "refit_ridge": refit_ridge}  # fmt: skip
-    length = context_length(model, revision, screen)
-    data = {
-        "run": {"name": name or f"{model_name(model)}-{mha}x{ffn}", "seed": seed},
-        "source": {"model": model, "revision": revision},
-        "mom": mom,
-        "data": {"train": calibration or ["builtin:demo"], "block_length": length},
-    }
-    recipe = make_recipe(data, "command line")
-    check(recipe, screen)
-    with opened_run(recipe, resume=False, overwrite=overwrite) as folder:
-        screen.to_log(folder.log)
-        convert_source(recipe, folder, screen)
-    screen.say(f"next: momify train {folder.recipe_file} data.train=YOUR_TEXT.txt, then momify report")
-
-
+app.command(epilog="Example: momify convert gpt2-large --mha 8 --ffn 36 --mha-steps 16")(convert)
 app.command(epilog="Example: momify plan gpt2-large --mha 8 --ffn 36 --mha-steps 16")(plan)
 app.command(epilog="Example: momify sweep builtin:demo --mha 12,8,4 --ffn 12,10,8 --tokens 400000")(sweep)
 
@@ -162,19 +114,21 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a recipe: phase 1 if it starts from scratch, then the MoM, converted if needed. Writes runs/<name>/."""
+    from momify.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)  # before torch: a typo is told at once
     screen = open_screen(quiet)
     from momify.pipeline import check
     from momify.pipeline import train as train_recipe
-    from momify.recipe import load_recipe
     from momify.runs import opened_run
 
-    loaded = load_recipe(recipe, overrides)
     check(loaded, screen)
     with opened_run(loaded, resume, overwrite) as folder:
         screen.to_log(folder.log)
         stopped = train_recipe(loaded, folder, screen, resume)
     if stopped:
-        say_stopped(stopped, f"momify train {folder.recipe_file} --resume")
+        say_stopped(stopped, folder.resume_line("train"))
+    screen.result(folder.model if loaded.mom else folder.source)
 
 
 @app.command("eval", epilog="Example: momify eval --tasks glue,xsum,ppl --data-dir data --seeds 0,1,2")
@@ -283,7 +237,7 @@ def export(
 
     check_format(form)
     subject = find_subject(model, screen)
-    export_subject(subject, form, out or subject.results / "export", screen)
+    screen.result(export_subject(subject, form, out or subject.results / "export", screen))
 
 
 @app.command(epilog='Example: momify generate builtin:demo --prompt "def "')
@@ -294,7 +248,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0: all.")] = 50,
     beams: Annotated[int, typer.Option(min=1, help="Beams; more than 1 searches instead of drawing.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Text from a model, dense or MoM, and how fast it came."""
@@ -335,7 +289,9 @@ def routes(
 
     subject = find_subject(model, screen)
     content = text if file is None else read_text(file)
-    trace_routes(subject, content, out or subject.results / "routes.html", screen, leave_out)
+    target = out or subject.results / "routes.html"
+    trace_routes(subject, content, target, screen, leave_out)
+    screen.result(target)
 
 
 @app.command(epilog="Example: momify validate recipes/*.yaml")
@@ -379,9 +335,11 @@ def main() -> None:
     try:
         code = app(prog_name="momify", standalone_mode=False)  # what a command ends with by typer.Exit, else None
     except UsageError as error:
+        let_first_speak()
         say_usage(error)
         sys.exit(error.exit_code)
     except MomifyError as error:
+        let_first_speak()
         typer.echo(f"momify: {error}", err=True)
         sys.exit(2)
     except BrokenPipeError:  # `momify eval | head`

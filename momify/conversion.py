@@ -28,7 +28,7 @@ from momify.devices import best_device, device_for
 from momify.errors import MomifyError
 from momify.measure.budget import check_budget
 from momify.model import MomConfig, MomForCausalLM
-from momify.models import locate, write_model
+from momify.models import generation_settings, locate, write_model
 from momify.recipe import Recipe
 from momify.recipe_blocks import RIDGE, DataBlock, MomBlock
 from momify.report.provenance import versions
@@ -49,7 +49,7 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
     source = open_source(source_folder(recipe, run, screen))
     if source.dtype != torch.float32:
         screen.say(f"the source's weights are {str(source.dtype).removeprefix('torch.')}; the MoM keeps float32")
-    tokenizer = load_tokenizer(source.folder)
+    tokenizer, generation = load_tokenizer(source.folder), generation_settings(source.folder)
     network = network_of(source)
     network = network.to(conversion_device(network, recipe.mom.importance, screen))
     text = CalibrationText(recipe, tokenizer, screen, network.device)
@@ -73,7 +73,7 @@ def convert(recipe: Recipe, run: Run, screen: Screen) -> None:
         **routing,
         "trained": {"steps": 0, "tokens": 0},
     }
-    write_model(run.model, model, tokenizer, provenance)
+    write_model(run.model, model, tokenizer, provenance, generation)
     screen.say(f"wrote {run.model}")
 
 

@@ -10,7 +10,7 @@ from momify.data.blocks import load_tokens
 from momify.data.tokenizer import load_tokenizer
 from momify.errors import MomifyError
 from momify.evaluate import run
-from momify.evaluate.compare import average, summary
+from momify.evaluate.compare import average, summary, weights
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.glue_tasks import GLUE
 from momify.evaluate.perplexity import Perplexity
@@ -55,12 +55,12 @@ def evaluate(subject: Subject, settings: EvalBlock, options: EvalOptions, screen
     options = replace(options, limit=settings.limit, baseline=settings.baseline)
     tasks = make_tasks(settings, lambda: ppl_task(subject, options), screen.say)
     contestants = contestants_of(subject, options, screen)
-    tasks = [beside_source(task, contestants) if isinstance(task, Ppl) else task for task in tasks]
+    tasks = [task.among(contestants) if isinstance(task, Ppl) else task for task in tasks]
     with screen.progress("evaluating") as progress:
         place = run.Place(subject.results / "eval", options.keep_heads, screen.say, progress)
         outcomes = run.evaluate(tasks, contestants, settings.seeds, place)
     found = [summary(outcome) for outcome in outcomes]
-    if overall := average([outcome for outcome in outcomes if outcome.task.name in GLUE]):
+    if overall := average([one for one in found if one["task"] in GLUE]):
         found.append(overall)
     keep_summaries(subject.results / "eval" / SUMMARIES, found)
     screen.say(f"wrote {subject.results / 'eval'}")
@@ -79,21 +79,42 @@ def check_tasks_data(settings: EvalBlock) -> None:
 
 
 def keep_summaries(path: Path, found: list[Json]) -> None:
-    """Keep the newest summary of each task for the report; a quick look does not take the place of a whole one."""
-    kept = {one["task"]: one for one in read_summaries(path)}
+    """Keep the newest summary of each task and set of models, the newest last, for the report.
+
+    A quick look does not take the place of a whole one.
+    """
+    kept = {_place(one): one for one in read_summaries(path)}
     for one in found:
-        before = kept.get(one["task"])
-        same = before is not None and _weights(before) == _weights(one)
-        if not (same and one["limited"] and not before["limited"]):
-            kept[one["task"]] = one
+        before = kept.get(_place(one))
+        if before is None or weights(before) != weights(one) or _may_replace(before, one):
+            kept.pop(_place(one), None)
+            kept[_place(one)] = one
     write_json(path, {"tasks": list(kept.values())})
+
+
+def _place(one: Json) -> tuple[str, frozenset[str]]:
+    return one["task"], frozenset(one["models"])
+
+
+def _may_replace(before: Json, one: Json) -> bool:
+    return before["limited"] or not one["limited"]
 
 
 def kept_summaries(subject: Subject, screen: Screen) -> list[Json]:
     """What was kept of tasks (but for ppl, which a report measures itself) with the very weights of today."""
     now = {role: contestant(role, subject, screen).sha256 for role in ("source", "mom")}
     kept = read_summaries(subject.results / "eval" / SUMMARIES)
-    return [one for one in kept if one["task"] != "ppl" and now.items() <= _weights(one).items()]
+    return newest([one for one in kept if one["task"] != "ppl" and now.items() <= weights(one).items()])
+
+
+def newest(kept: list[Json]) -> list[Json]:
+    """One summary a task, the last whole one if there is any; an average only if it is that of the tasks given."""
+    found: dict[str, Json] = {}
+    for one in kept:
+        if one["task"] not in found or _may_replace(found[one["task"]], one):
+            found[one["task"]] = one
+    covered = {name: [found[task] for task in one["covers"] or () if task in found] for name, one in found.items()}
+    return [one for name, one in found.items() if not one["covers"] or average(covered[name]) == one]
 
 
 def read_summaries(path: Path) -> list[Json]:
@@ -103,18 +124,14 @@ def read_summaries(path: Path) -> list[Json]:
     try:
         tasks = read_json(path)["tasks"]
         for one in tasks:
-            _ = one["task"], one["limited"], _weights(one)
+            _ = one["limited"], one["covers"], average([one, one])
         comparison_table(tasks)
         protocol_lines(tasks)
         return tasks
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError):
         raise MomifyError(
             f"{path} is not what momify eval keeps for the report; remove it and evaluate again"
         ) from None
-
-
-def _weights(one: Json) -> dict[str, str]:
-    return {role: found["sha256"] for role, found in one["models"].items()}
 
 
 def evaluate_ppl(subject: Subject, options: EvalOptions, screen: Screen) -> dict[str, Perplexity]:
@@ -122,7 +139,7 @@ def evaluate_ppl(subject: Subject, options: EvalOptions, screen: Screen) -> dict
     task, contestants = ppl_task(subject, options), contestants_of(subject, options, screen)
     with screen.progress("scoring held-out text") as progress:
         place = run.Place(subject.results / "eval", watch=lambda done, total, doing: progress(done, total))
-        (outcome,) = run.evaluate([beside_source(task, contestants)], contestants, [0], place)
+        (outcome,) = run.evaluate([task.among(contestants)], contestants, [0], place)
     return {role: from_score(scores[0]) for role, scores in outcome.scores.items()}
 
 
@@ -138,11 +155,6 @@ def ppl_task(subject: Subject, options: EvalOptions) -> Ppl:
     )
     task.check()
     return task
-
-
-def beside_source(task: Ppl, contestants: list[Contestant]) -> Ppl:
-    """The task, with the others compared with the source where that takes part."""
-    return replace(task, reference=next((one for one in contestants if one.role == "source"), None))
 
 
 def contestants_of(subject: Subject, options: EvalOptions, screen: Screen) -> list[Contestant]:
@@ -170,7 +182,7 @@ def contestant(role: str, subject: Subject, screen: Screen) -> Contestant:
 
 
 def _contestant(role: str, folder: Path) -> Contestant:
-    digest = sha256_of_files([folder / "config.json", *find_weight_files(folder)])
+    digest = sha256_of_files(sorted([folder / "config.json", *find_weight_files(folder)]))
     return Contestant(role, digest, lambda: load_model(folder), load_tokenizer(folder))
 
 

@@ -5,14 +5,17 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from momify.errors import MomifyError
 
 TEMPORARY = ".momify-"  # opens the name of everything that is not whole yet
+_SETTLED = 2.0  # seconds: a file changed twice within a tick of the disk's clock may keep its time stamp
 _DISK_WORDS = (
     "No space left",
     "File too large",
@@ -32,6 +35,8 @@ def disk_errors(path: Path, also: tuple[type[Exception], ...] = ()) -> Iterator[
     """
     try:
         yield
+    except MomifyError:
+        raise  # it names the file already
     except (OSError, *also) as error:
         text = " ".join(str(error).split())[:150]
         if not isinstance(error, OSError) and not any(word in text for word in _DISK_WORDS):
@@ -87,14 +92,17 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `target` that takes its place on success and vanishes on an error."""
+    """Give a temporary folder beside `target` that takes its place on success and vanishes on an error.
+
+    Raises MomifyError for a full disk, by whatever error the library that writes into the folder says so.
+    """
     target = Path(target)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{TEMPORARY}{target.name}."))
     try:
-        yield temporary
-        with disk_errors(target):
+        with disk_errors(target, also=(Exception,)):  # safetensors and tokenizers raise kinds of their own
+            yield temporary
             _open_to_all(temporary)
             _replace_folder(temporary, target)
     finally:
@@ -109,7 +117,10 @@ def _open_to_all(folder: Path) -> None:
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    """Put `new` where `target` is; a folder cannot be renamed over a full one, so the old one steps aside."""
+    """Put `new` where `target` is; a folder cannot be renamed over a full one, so the old one steps aside.
+
+    What a kill in between leaves aside, `put_back_folders` puts back.
+    """
     if not target.exists():
         os.replace(new, target)
         return
@@ -122,6 +133,14 @@ def _replace_folder(new: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back_folders(folder: Path) -> None:
+    """Put those folders back into `folder` that had stepped aside when a process was killed."""
+    for aside in Path(folder).glob(f"{TEMPORARY}*.old.*/old"):
+        name = aside.parent.name.removeprefix(TEMPORARY).rpartition(".old.")[0]
+        if not (folder / name).exists():
+            os.replace(aside, folder / name)
 
 
 def temporaries(folder: Path) -> list[Path]:
@@ -144,11 +163,38 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:
-    """Hex SHA-256 over the names and contents of `paths`, in sorted order, read in pieces of 1 MiB."""
+    """Hex SHA-256 over the names and contents of `paths`, in the order given.
+
+    Files that did not change are read once a process. Raises MomifyError naming a file that cannot be read.
+    """
+    paths = tuple(paths)
+    stamps = tuple(map(_stamp, paths))
+    settled = all(time.time() - changed / 1e9 > _SETTLED for _, _, changed, *_ in stamps)
+    return (_sha256_of if settled else _sha256_of.__wrapped__)(paths, stamps)
+
+
+def _stamp(path: Path) -> tuple[Path, int, int, int, int]:
+    """What changes when the content of `path` does."""
+    with _reading(path):
+        found = path.stat()
+        return path.resolve(), found.st_size, found.st_ctime_ns, found.st_mtime_ns, found.st_ino
+
+
+@cache
+def _sha256_of(paths: tuple[Path, ...], stamps: tuple[tuple, ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda p: p.name):
+    for path in paths:
         digest.update(path.name.encode() + b"\0")
-        with open(path, "rb") as stream:
+        with _reading(path), open(path, "rb") as stream:
             while piece := stream.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn an OSError while reading a user's file into a MomifyError that names the file and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise MomifyError(f"{path} cannot be read: {error.strerror or error}; check its rights and its disk") from None

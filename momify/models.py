@@ -1,6 +1,5 @@
 """MODEL as a user names it -> a folder -> a checked model; and writing a model folder whole."""
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from momify.convert.source import Source, open_source
+from momify.convert.source import HUB_NAME, Source, is_finite, open_source
 from momify.convert.stored_mom import open_mom
-from momify.convert.weight_files import inside, read_json, shown
+from momify.convert.weight_files import find_weight_files, inside, read_json, shown
 from momify.errors import MomifyError
 from momify.files import whole_folder, write_json
 from momify.model import MomForCausalLM
@@ -21,8 +20,14 @@ from momify.runs import Run, find_run, latest_run
 
 BUILTIN = "builtin:demo"
 PROVENANCE = "momify.json"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_TEXTS = ["config.json", "generation_config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json"]
+GENERATION = "generation_config.json"
+_DRAWING = (
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty", "early_stopping", "max_length",
+    "max_new_tokens", "min_length", "min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
+    "forced_bos_token_id", "forced_eos_token_id", "sequence_bias", "renormalize_logits", "num_return_sequences",
+)  # fmt: skip
+_TEXTS = ["config.json", GENERATION, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json"]
 _WEIGHTS = (
     ["model*.safetensors", "model.safetensors.index.json"],
     ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
@@ -41,7 +46,7 @@ def locate(name: str | None, revision: str | None = None, say: Callable[[str], N
         return _model_of(run)
     if Path(name).exists():
         return Path(name)
-    if not _HUB_NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise MomifyError(
             f"model folder {name} does not exist; give a folder with config.json and weights (one that does not begin "
             "with / is looked for from the folder that momify is started in)"
@@ -58,24 +63,44 @@ def _model_of(run: Run) -> Path:
 
 
 def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
+    """What the cache holds of a hub name if it is all there, else what the hub gives, else what the cache holds."""
+    kept = _snapshot(name, revision, local=True)
+    if kept is not None and _is_complete(kept):
+        return kept
+    say(f"asking the hub for {name}")
+    found = _snapshot(name, revision, local=False) or kept
+    if found is None:
+        raise MomifyError(
+            f"model {name} is neither a folder, nor a run, nor to be had from the hub (no network, or no such name); "
+            f"download it elsewhere and give its folder, or use {BUILTIN}"
+        )
+    return found
+
+
+def _snapshot(name: str, revision: str | None, local: bool) -> Path | None:
+    """The folder with weights that a hub name stands for, from the cache alone if `local`; None: not to be had."""
     from huggingface_hub import snapshot_download
 
-    for local in (True, False):
-        if not local:
-            say(f"asking the hub for {name}")
-        for weights in _WEIGHTS:
-            try:
-                folder = Path(
-                    snapshot_download(name, revision=revision, allow_patterns=_TEXTS + weights, local_files_only=local)
-                )
-            except Exception:  # each of the client's errors means the same: not to be had this way
-                break
-            if any(folder.glob(weights[0])):
-                return folder
-    raise MomifyError(
-        f"model {name} is neither a folder, nor a run, nor to be had from the hub (no network, or no such name); "
-        f"download it elsewhere and give its folder, or use {BUILTIN}"
-    )
+    for weights in _WEIGHTS:
+        try:
+            folder = Path(
+                snapshot_download(name, revision=revision, allow_patterns=_TEXTS + weights, local_files_only=local)
+            )
+        except Exception:  # each of the client's errors means the same: not to be had this way
+            return None
+        if any(folder.glob(weights[0])):
+            return folder
+    return None
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether config, all weights and a tokenizer lie in a snapshot: a download that broke off leaves a part."""
+    has = {name: (folder / name).is_file() for name in ("config.json", "tokenizer.json", "vocab.json", "merges.txt")}
+    try:
+        find_weight_files(folder)
+    except MomifyError:
+        return False
+    return has["config.json"] and (has["tokenizer.json"] or (has["vocab.json"] and has["merges.txt"]))
 
 
 def model_type(folder: Path) -> str:
@@ -117,11 +142,11 @@ def load_teacher(source: Source) -> GPT2LMHeadModel:
     return model
 
 
-def load_mom(folder: Path, dtype: torch.dtype = torch.float32) -> MomForCausalLM:
-    """The MoM in `folder`. Raises MomifyError for anything missing, extra, mis-shaped or not finite."""
+def load_mom(folder: Path) -> MomForCausalLM:
+    """The MoM in `folder`, float32. Raises MomifyError for anything missing, extra, mis-shaped or not finite."""
     stored = open_mom(folder)
     with no_init_weights():
-        model = MomForCausalLM(stored.config).to(dtype)
+        model = MomForCausalLM(stored.config)
     model.tie_weights()
     for name in _fill(model, {name: name for name in stored.tensors}, stored.tensors):
         raise MomifyError(f"{folder}: tensor {name} has values that are not finite; go back to an earlier checkpoint")
@@ -135,19 +160,45 @@ def _fill(model: PreTrainedModel, names: Mapping[str, str], tensors: Mapping[str
     for name, stored in names.items():
         tensor = tensors[stored]
         parameters[name].copy_(tensor)
-        if not all(bound.isfinite() for bound in torch.aminmax(tensor)):
+        if not is_finite(tensor):
             broken.append(name)
     return broken
 
 
 def write_model(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, provenance: dict[str, Any]
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    provenance: dict[str, Any],
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """A model folder, whole or not at all: weights, config, tokenizer and momify.json (where it comes from)."""
+    """A model folder, whole or not at all: weights, config, tokenizer and momify.json (where it comes from).
+
+    generation: as `generation_settings` gives; None: those of the model that lay there.
+    """
+    kept = generation_settings(folder) if generation is None else generation
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
+        _add_generation(temporary / GENERATION, kept)
         tokenizer.save_pretrained(temporary)
         write_json(temporary / PROVENANCE, provenance)
+
+
+def generation_settings(folder: Path) -> dict[str, Any]:
+    """How the model in `folder` wants its tokens drawn: of generation_config.json what its config.json does not say.
+
+    Raises MomifyError for a file that is not JSON.
+    """
+    path = inside(Path(folder), GENERATION)
+    found = read_json(path) if path.is_file() else {}
+    return {name: found[name] for name in _DRAWING if found.get(name) is not None}
+
+
+def _add_generation(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write `settings` into the generation_config.json that transformers made of a config."""
+    if settings:
+        made = {name: value for name, value in read_json(path).items() if name != "_from_model_config"}
+        write_json(path, {**made, **settings})
 
 
 def step_layers(provenance: Mapping[str, Any]) -> list[int | None] | None:

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
 from momify.conversion import convert, request_of, source_folder, tokens_of
-from momify.convert.homes import check_request
-from momify.convert.source import read_config
-from momify.data.blocks import load_tokens
+from momify.convert.assemble import assemble, network_of
+from momify.convert.homes import Alike, Request, check_request, choose_homes
+from momify.convert.source import Source, read_config
+from momify.data.blocks import TokenData, load_tokens
 from momify.data.documents import Corpus, read_corpus
 from momify.data.tokenizer import check_same_tokens, load_tokenizer, train_tokenizer
 from momify.devices import best_device
@@ -20,8 +21,9 @@ from momify.errors import MomifyError
 from momify.evaluation import EvalOptions, contestant, evaluate, evaluate_ppl, kept_start, kept_summaries
 from momify.export.gpt2 import export_gpt2
 from momify.export.mom import export_mom
-from momify.files import read_json, whole_folder, write_text
+from momify.files import whole_folder, write_text
 from momify.measure.paths import Paths, leave_one_out, trace_paths
+from momify.model import MomForCausalLM
 from momify.models import (
     load_dense,
     load_model,
@@ -36,8 +38,16 @@ from momify.models import (
 from momify.processes import count, first_then_others, is_first
 from momify.recipe import Recipe
 from momify.recipe_blocks import MomBlock, Scratch, TrainBlock
-from momify.report.data import Looks
-from momify.report.make import Pair, command_line, measure_pair, quality_of, write_report
+from momify.report.data import SCHEMA_VERSION, Looks
+from momify.report.make import (
+    Pair,
+    command_line,
+    measure_pair,
+    quality_of,
+    read_report,
+    text_of,
+    write_report,
+)
 from momify.report.provenance import Origin, versions
 from momify.report.routes import Traced, render_routes
 from momify.report.training import read_training
@@ -47,7 +57,7 @@ from momify.subject import Subject
 from momify.train.fit import Place, Stopped, fit
 from momify.train.precision import computes_bf16
 from momify.train.scratch import dense_gpt2
-from momify.train.tokens import tokens_seen
+from momify.train.tokens import reckoned_tokens, tokens_seen
 
 EXPORTERS = {"mom": export_mom, "gpt2": export_gpt2}
 
@@ -122,12 +132,11 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
         data = tokens_of(recipe.data, tokenizer, screen, corpus)
     set_seed(recipe.run.seed)
     model = dense_gpt2(scratch, tokenizer)
-    place = Place(run.pretraining, "phase 1", screen.console, recipe.run.seed, resume, screen.say, partial(settle, run))
+    place = place_for(run.pretraining, "phase 1", recipe, run, screen, resume)
     if scratch.pretrain:
         screen.say(
             f"phase 1: {model.num_parameters():,} parameters, {len(data.train):,} tokens of text "
-            f"({len(data.valid):,} held out), {settings.steps:,} steps of "
-            f"{settings.batch_size * data.block_length:,} tokens"
+            f"({len(data.valid):,} held out), {extent(settings, data)}"
         )
         say_where(settings, screen)
         if stopped := fit(model, None, data, settings, place):
@@ -140,6 +149,17 @@ def pretrain(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> 
             write_model(run.source, model, tokenizer, {"recipe": recipe.model_dump(), "versions": versions()})
     screen.say(f"wrote {run.source}")
     return None
+
+
+def extent(settings: TrainBlock, data: TokenData) -> str:
+    """How long a training is."""
+    return f"{settings.steps:,} steps, {reckoned_tokens(settings.steps, data, settings):,} tokens"
+
+
+def place_for(folder: Path, title: str, recipe: Recipe, run: Run, screen: Screen, resume: bool) -> Place:
+    """Where a phase of a run is trained, and what it tells whom."""
+    ready = partial(settle, run)
+    return Place(folder, title, screen.console, recipe.run.seed, resume, screen.say, ready, bars=not screen.quiet)
 
 
 def say_where(settings: TrainBlock, screen: Screen) -> None:
@@ -188,6 +208,10 @@ def unsharded(model: PreTrainedModel, settings: TrainBlock, place: Place) -> Pre
 def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> Stopped | None:
     """Phase 2: train routers and modules from the source's predictions; `run.model` becomes the trained MoM."""
     provenance = read_provenance(run.model)
+    if "steps" not in provenance.get("trained", {}):
+        raise MomifyError(
+            f"{run.model}/momify.json does not say whether the model is trained; convert the source again"
+        )
     if provenance["trained"]["steps"]:
         screen.say(f"{run.model} is trained already")
         return None
@@ -212,10 +236,9 @@ def recover(recipe: Recipe, run: Run, screen: Screen, resume: bool = False) -> S
     set_seed(recipe.run.seed)
     pieces = settings.pieces(taught=True, block_length=data.block_length)
     spliced = f", blocks of {pieces} pieces from different places of the text" if pieces > 1 else ""
-    optimizer, per_step = settings.optimizer_for(taught=True), settings.batch_size * data.block_length
-    screen.say(f"phase 2: {settings.steps:,} steps of {per_step:,} tokens by {optimizer}{spliced}")
+    screen.say(f"phase 2: {extent(settings, data)} by {settings.optimizer_for(taught=True)}{spliced}")
     say_where(settings, screen)
-    place = Place(run.folder, "phase 2", screen.console, recipe.run.seed, resume, screen.say, partial(settle, run))
+    place = place_for(run.folder, "phase 2", recipe, run, screen, resume)
     if stopped := fit(model, teacher, data, settings, place, step_layers(provenance)):
         return stopped
     tokens = tokens_seen(place.checkpoints, data, settings)
@@ -235,23 +258,32 @@ def make_report(subject: Subject, options: EvalOptions, screen: Screen) -> dict[
     if subject.kind != "mom":
         raise MomifyError(f"{subject.name} is a dense gpt2 model; a report sets a MoM beside its source")
     trained = read_provenance(subject.folder).get("trained", {})
+    tokenizer = load_tokenizer(subject.folder)
+    check_same_tokens(tokenizer, load_tokenizer(subject.source(screen)))
     scored = evaluate_ppl(subject, options, screen)
     scored |= kept_start(subject, options, scored["source"].protocol)
     source = open_own_source(subject.source(screen), subject.folder)
     name = subject.recipe.source.model or str(source.folder)
-    pair = Pair(name, load_dense(source), subject.name, load_mom(subject.folder))
-    data = load_tokens(subject.data(options.data, options.column), load_tokenizer(subject.folder), needs="valid")
+    pair = Pair(name, load_dense(source), whole_mom(source), subject.name, load_mom(subject.folder))
+    text = subject.data(options.data, options.column)
+    data = load_tokens(text, tokenizer, needs="valid")
     weights = contestant("mom", subject, screen).sha256
     recipe = subject.recipe
     origin = Origin(name, source.sha256, recipe.run.seed, recipe.model_dump(), command_line(), weights)
     training = read_training(subject.run.metrics, trained.get("splice", 1)) if subject.run else None
     looks = Looks(training=training, tasks=kept_summaries(subject, screen))
     with screen.progress("measuring") as progress:
-        quality = quality_of(scored, bool(trained.get("steps")), len(data.valid))
+        quality = quality_of(scored, bool(trained.get("steps")), len(data.valid), text_of(text, recipe.data))
         report = measure_pair(pair, data, quality, origin, looks, progress)
     write_report(report, subject.results)
     screen.say(f"wrote {subject.results / 'report.html'}, report.md and report.json")
     return report
+
+
+def whole_mom(source: Source) -> MomForCausalLM:
+    """The source as a MoM that leaves nothing out: the same network by a MoM's operators and with its cache."""
+    layers = source.config.n_layer
+    return assemble(source, network_of(source), choose_homes(Alike(layers), Request(layers, layers)))
 
 
 def routes(subject: Subject, text: str, target: Path, screen: Screen, leave_out: bool = False) -> Paths:
@@ -280,11 +312,12 @@ def report_of(subject: Subject, screen: Screen) -> dict[str, Any] | None:
     path = subject.results / "report.json"
     if not path.exists():
         return None
-    report = read_json(path)
+    report = read_report(path)
     known = report["provenance"].get("mom_sha256")
-    if known == contestant("mom", subject, screen).sha256:
+    current = report["schema_version"] == SCHEMA_VERSION
+    if current and known == contestant("mom", subject, screen).sha256:
         return report
-    why = "is of other weights" if known else "does not tell of which weights it is (an older version's)"
+    why = "is of other weights" if current and known else "is an older version's"
     screen.say(f"{path} {why}: the model's page goes without it; momify report makes it anew")
     return None
 

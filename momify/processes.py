@@ -4,6 +4,8 @@ Outside torchrun every function here is free: nothing is waited for and torch is
 """
 
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PATIENCE = timedelta(days=1)  # one process may convert for hours while the others wait; a dead one is noticed at once
+
+_HEAD_START = 10.0  # seconds; imports take processes of one machine apart
 
 
 def rank() -> int:
@@ -62,6 +66,17 @@ def sum_of_all(value: "Tensor") -> "Tensor":
     total = value.detach().to("cpu", copy=True)
     dist.all_reduce(total)
     return total
+
+
+def let_first_speak() -> None:
+    """Leave it to a machine's first process to tell of a mistake that is everybody's, as all are before they join.
+
+    torchrun ends the others as soon as the first has spoken: who is left after a while has a mistake of its own.
+    """
+    dist = sys.modules.get("torch.distributed")
+    joined = dist is not None and dist.is_available() and dist.is_initialized()
+    if os.environ.get("LOCAL_RANK", "0") != "0" and not joined:
+        time.sleep(_HEAD_START)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 def parse_recipe(text: str, name: str, overrides: list[str] | None = None) -> Recipe:
     """A Recipe from YAML `text`; `name` stands in error messages. Raises MomifyError as `load_recipe`."""
     if len(text) > _LONGEST:
-        raise MomifyError(f"recipe {name} has {len(text):,} characters; a recipe is a page, give another file")
+        raise MomifyError(f"recipe {name} has more than {_LONGEST:,} characters; a recipe is a page, give another file")
     try:
         data = read_yaml(text)
     except NOT_YAML as error:

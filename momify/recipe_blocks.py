@@ -3,6 +3,7 @@
 docs/recipes.md repeats them (tests/test_docs.py). No torch here.
 """
 
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,15 @@ def _names_a_run(value: str) -> str:
     return value
 
 
+def _at_home(value: str) -> str:
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise ValueError(
+            f"{value[:60]!r} names no home folder that is known here; write it out, or ./~ for a folder '~'"
+        )
+    return path
+
+
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -46,6 +56,11 @@ EMBEDDING_RATE = 0.5  # train.embedding_rate
 RIDGE = 1e-4  # least mom.refit_ridge: from fewer tokens than features it is off by 1%, 1e-5 by 9%, 1e-6 by 200 times
 _PHASE_TWO = {"hidden": 0.0, "splice": 1, "stand_ins_first": 0.0, "freeze_embeddings": False}
 """Keys of train that need a source, but for these values (and null)."""
+SAME_RESULT = {"micro_batch", "log_every", "keep"}
+"""Keys of train that may change while a training lasts: they decide memory and what is kept, not what comes out."""
+WITHOUT = {**_PHASE_TWO, "optimizer": "adamw", "matrix_rate": 1.0, "embedding_rate": 1.0, "supervise": 0.0,
+           "budget": None, "fsdp": False, "train_tokens": None, "pretrain": True}  # fmt: skip
+"""What was done before there were these keys of train, data and source.scratch. A new key belongs here too."""
 
 
 def most_pieces(block_length: int) -> int:
@@ -66,7 +81,7 @@ class RunBlock(Block):
     """Name of the run and of its folder."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides the order of the data, exploration, and random starts."""
-    dir: Text | None = None
+    dir: Annotated[Text, AfterValidator(_at_home)] | None = None
     """Run folder; `runs/<name>` when null."""
 
 

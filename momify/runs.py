@@ -1,26 +1,31 @@
 """Run folders: where a run keeps its parts, which one is the latest, and who may write into it."""
 
 import fcntl
+import json
 import os
 import re
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from momify.errors import MomifyError
-from momify.files import disk_errors, temporaries, write_text
+from momify.files import disk_errors, put_back_folders, temporaries, write_text
 from momify.processes import is_first, wait_for_all
 from momify.recipe import Recipe, dump_recipe, load_recipe
-from momify.recipe_blocks import LATEST
-from momify.replaced import forget, put_back, remove, set_aside, waits
+from momify.recipe_blocks import LATEST, SAME_RESULT, WITHOUT, Block
+from momify.replaced import ASIDE, clear_away, forget, put_back, remove, set_aside, waits
 
 RUNS = Path("runs")
+STEPS = "train.steps"
+ONE_OF_TWO = "--resume goes on with an earlier run and --overwrite replaces it; give one of them"
 _WRITTEN = ("source", "pretrain", "model", "eval", "export", "checkpoints", "tensorboard", "metrics.jsonl", "log.txt",
             "report.json", "report.md", "report.html", "routes.html", "recipe.yaml")  # fmt: skip
 """What momify writes into a run folder; the recipe last, as `set_aside` wants it."""
+_BEGINNING = ("recipe.yaml", "log.txt")  # what a run has that has made nothing yet
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,14 @@ class Run:
 
     @property
     def started(self) -> bool:
-        """Whether a training has begun here."""
-        return any((folder / "metrics.jsonl").exists() for folder in (self.folder, self.pretraining))
+        """Whether a training has begun here: a checkpoint may come before the first row."""
+        traces = ("metrics.jsonl", "checkpoints/checkpoint-*")
+        return any(any(folder.glob(trace)) for folder in (self.folder, self.pretraining) for trace in traces)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing that a recipe decides has been made here yet."""
+        return not (self.started or any(part.exists() for part in (self.source, self.pretraining, self.model)))
 
     @property
     def log(self) -> Path:
@@ -75,6 +86,10 @@ class Run:
         """The recipe that the run was started with. Raises MomifyError where there is none."""
         return load_recipe(self.recipe_file)
 
+    def resume_line(self, command: str) -> str:
+        """What to type to go on with it."""
+        return shlex.join(["momify", command, str(self.recipe_file), "--resume"])
+
 
 def open_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Run:
     """The folder for a run, with its recipe written and `runs/latest` naming it.
@@ -83,15 +98,9 @@ def open_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Run:
     or something that is not a run at all. What is overwritten waits for `settle`.
     """
     run = Run(recipe.folder)
-    if resume and overwrite:
-        raise MomifyError("--resume goes on with an earlier run and --overwrite replaces it; give one of them")
-    _check_link(run.folder)
-    if run.folder.exists() and not run.folder.is_dir():
-        raise MomifyError(f"{run.folder} is a file, not a folder for a run; set run.name or run.dir to another")
-    if run.folder.exists() and set(run.folder.iterdir()) - set(temporaries(run.folder)):
+    _check_folder(run.folder, resume, overwrite)
+    if _occupied(run.folder):
         _check_earlier(run, recipe, resume, overwrite)
-    elif resume:
-        raise MomifyError(f"{run.folder} holds no run to resume; start it without --resume")
     with disk_errors(run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.recipe_file, dump_recipe(recipe))
@@ -112,18 +121,19 @@ def opened_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Iterato
         yield Run(recipe.folder)
         return
     before = os.readlink(RUNS / LATEST) if (RUNS / LATEST).is_symlink() else None
-    existed = recipe.folder.exists()
     with ExitStack() as held:
-        if existed:
-            held.enter_context(_alone_in(recipe.folder))
-            if waits(recipe.folder):  # killed before its first training step
-                put_back(recipe.folder, _WRITTEN)
+        if not recipe.folder.exists():
+            _check_folder(recipe.folder, resume, overwrite)
+            with disk_errors(recipe.folder):
+                recipe.folder.mkdir(parents=True, exist_ok=True)
+            held.callback(_remove_empty, recipe.folder, RUNS)
+        held.enter_context(_alone_in(recipe.folder))
+        _sweep(Run(recipe.folder))
+        if waits(recipe.folder):  # killed before its first training step
+            put_back(recipe.folder, _WRITTEN)
         run = open_run(recipe, resume, overwrite)
-        if not existed:
-            held.enter_context(_alone_in(recipe.folder))
-        _sweep(run)
         wait_for_all()
-        yield from _leaving_nothing(run, existed, before)
+        yield from _leaving_nothing(run, before)
 
 
 @contextmanager
@@ -140,8 +150,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _sweep(run: Run) -> None:
-    """Remove the half-written files and folders of a process that was killed here."""
+    """Remove the half-written files and folders of a process that was killed here; what they were to replace stays."""
     for folder in (run.folder, run.pretraining, run.evaluation):
+        put_back_folders(folder)
         for path in temporaries(folder):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -149,17 +160,38 @@ def _sweep(run: Run) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _leaving_nothing(run: Run, existed: bool, before: str | None) -> Iterator[Run]:
+def _leaving_nothing(run: Run, before: str | None) -> Iterator[Run]:
     try:
         yield run
     except BaseException:
         if waits(run.folder):
             put_back(run.folder, _WRITTEN)
             _restore_latest(before)
-        elif not existed and not any(part.exists() for part in (run.source, run.pretraining, run.model)):
-            _discard(run, before)
+        elif run.empty:
+            remove(run.folder, _BEGINNING)
+            _restore_latest(before)
+            _remove_empty(RUNS)
         raise
     settle(run)
+
+
+def remove_runs(folder: Path, beside: Sequence[str]) -> None:
+    """Remove a folder of runs and the files `beside` them, in one step for whoever looks; nothing where there is none.
+
+    Raises MomifyError for what momify did not write there, and where another process works in one of the runs.
+    """
+    if not folder.exists():
+        return
+    with ExitStack() as held:
+        for path in set(folder.iterdir()) - set(temporaries(folder)) - {folder / name for name in beside}:
+            strange = {path}
+            if path.is_dir():
+                held.enter_context(_alone_in(path))
+                known = {path / name for name in (ASIDE, *_WRITTEN)}
+                strange = set(path.iterdir()) - set(temporaries(path)) - known
+            if strange:
+                raise MomifyError(f"{min(strange)} is not of momify, and would go with {folder}; move it away first")
+        clear_away(folder)
 
 
 def settle(run: Run) -> None:
@@ -168,20 +200,32 @@ def settle(run: Run) -> None:
         forget(run.folder)
 
 
-def _discard(run: Run, latest: str | None) -> None:
-    """Take back an empty run, and let runs/latest name what it named before."""
-    remove(run.folder, _WRITTEN)
-    with suppress(OSError):  # what somebody else put there stays
-        run.folder.rmdir()
-    _restore_latest(latest)
-    with suppress(OSError):
-        RUNS.rmdir()
+def _remove_empty(*folders: Path) -> None:
+    """Remove those of `folders` that hold nothing, one after the other."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _restore_latest(latest: str | None) -> None:
     (RUNS / LATEST).unlink(missing_ok=True)
     if latest is not None:
         (RUNS / LATEST).symlink_to(latest)
+
+
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Raise MomifyError for what can be no run's folder, and where there is nothing to resume."""
+    if resume and overwrite:
+        raise MomifyError(ONE_OF_TWO)
+    _check_link(folder)
+    if folder.exists() and not folder.is_dir():
+        raise MomifyError(f"{folder} is a file, not a folder for a run; set run.name or run.dir to another")
+    if resume and not _occupied(folder):
+        raise MomifyError(f"{folder} holds no run to resume; start it without --resume")
+
+
+def _occupied(folder: Path) -> bool:
+    return folder.exists() and bool(set(folder.iterdir()) - set(temporaries(folder)))
 
 
 def _check_link(folder: Path) -> None:
@@ -199,6 +243,8 @@ def _check_earlier(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> N
     if overwrite:
         set_aside(run.folder, _WRITTEN)
         return
+    if run.empty:
+        return
     differing = changed_keys(run.recipe, recipe)
     if not run.started:  # converted only: it may be trained on any text, with any settings
         differing = [key for key in differing if key.split(".")[0] in ("source", "mom")]
@@ -206,17 +252,57 @@ def _check_earlier(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> N
         raise MomifyError(f"{run.folder} holds an earlier run; --resume of momify train or run goes on with it, "
                           "--overwrite starts anew")  # fmt: skip
     if differing:
+        why = ", and a run cannot be lengthened: its schedule ends with its steps" if STEPS in differing else ""
         raise MomifyError(
-            f"{run.folder} was made with another {differing[0]}; use the same recipe, another run.name, or --overwrite"
+            f"{run.folder} was made with another {STEPS if why else differing[0]}{why}; use the same recipe, another "
+            "run.name, or --overwrite"
         )
+    if run.started and (unsaid := keys_unsaid(run.recipe)):
+        names = ", ".join(f"{key} (now {now})" for key, (now, _) in unsaid.items())
+        raise MomifyError(
+            f"{run.recipe_file} is of a version of momify without {names}, which changes the training; to go on as it "
+            f"began, write there {', '.join(f'{key}: {then}' for key, (_, then) in unsaid.items())}"
+        )
+
+
+def keys_unsaid(old: Recipe) -> dict[str, tuple[str, str]]:
+    """Keys, as block.key, that came after a run's recipe was written and whose defaults change its training.
+
+    With their defaults and what was done before there were any, as YAML. Of the mom block there is none: converted is
+    converted.
+    """
+    scratch = old.source.scratch
+    blocks = {"train": old.train, "data": old.data, "source.scratch": scratch,
+              "source.scratch.train": scratch and scratch.train}  # fmt: skip
+    return {
+        f"{name}.{key}": (_shown(type(block).model_fields[key].default), _shown(WITHOUT.get(key, "what it was")))
+        for name, block in blocks.items()
+        if block
+        for key in _keys_since(block, taught=name == "train" and old.mom is not None)
+    }
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _keys_since(block: Block, taught: bool) -> list[str]:
+    """Keys that a block does not say, and whose default is not what was done before there were such."""
+    fields = type(block).model_fields
+    unsaid = [key for key in fields if key not in block.model_fields_set and key not in SAME_RESULT]
+    if not taught:  # then null is decided as it was before
+        unsaid = [key for key in unsaid if fields[key].default is not None]
+    return [key for key in unsaid if key not in WITHOUT or fields[key].default != WITHOUT[key]]
 
 
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:
     """Names of the keys, as block.key, in which two recipes differ.
 
-    What is only measured (eval) may differ, and precision where it is left to the machine, which may be another.
+    What is only measured (eval) may differ, what changes no result, and precision where it is left to the machine,
+    which may be another.
     """
-    before, after = (_flat(recipe.model_dump(exclude={"eval"})) for recipe in (old, new))
+    nothing: Any = {"eval": True, "train": SAME_RESULT, "source": {"scratch": {"train": SAME_RESULT}}}
+    before, after = (_flat(recipe.model_dump(exclude=nothing)) for recipe in (old, new))
     if new.train.precision is None:
         before["train.precision"] = None
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))

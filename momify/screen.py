@@ -43,6 +43,11 @@ class Screen:
         if not self.quiet:
             self.console.print(Text(line, style=style), soft_wrap=True)
 
+    def result(self, path: Path) -> None:
+        """Where what was asked for lies, alone on a line, where all else is quiet: for scripts."""
+        if self.quiet:
+            self.console.print(Text(str(path)), soft_wrap=True)
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; the first column is text, the others are set flush right."""
         if self.quiet:

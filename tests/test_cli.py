@@ -18,8 +18,11 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from momify.cli import app
+from momify.demo.recipe import demo_recipe
 from momify.models import load_mom
+from momify.recipe import dump_recipe
 from momify.recipe_blocks import SPLICE
+from momify.train.fit import Stopped
 
 COMMANDS = (
     "demo",
@@ -107,7 +110,7 @@ def test_convert_eval_report_export_generate(there: Path, momify: Momify) -> Non
     assert scores["mom"]["metrics"]["loss"] != scores["source"]["metrics"]["loss"]
     report = json.loads(momify("report", "c", "--json").out)
     assert report["perplexity"]["mom_trained"] is None
-    assert momify("export", "c", "--out", "elsewhere").code == 0
+    assert momify("export", "c", "--out", "elsewhere", "--quiet").out == "elsewhere\n"
     assert (there / "elsewhere" / "config.json").exists()
     done = momify("export", "c", "--format", "gpt2", "--out", "plain")
     assert (done.code, done.err) == (0, ""), done.err
@@ -118,10 +121,10 @@ def test_convert_eval_report_export_generate(there: Path, momify: Momify) -> Non
     assert one.out.startswith("def ")
     assert json.loads(momify("generate", "src", "--temperature", 0, "--tokens", 5, "--json").out)["tokens"] == 5
     assert momify("generate", "c", "--beams", 2, "--tokens", 5).code == 0
-    assert momify("routes", "c", "--text", "def main(<script>):", "--leave-one-out").code == 0
+    assert momify("routes", "c", "--text", "def main(<script>):", "--leave-one-out", "-q").out == "runs/c/routes.html\n"
     assert "&lt;" in (there / "runs/c/routes.html").read_text()
     short = ("train.steps=2", "train.batch_size=2", "train.precision=fp32")
-    assert momify("train", "runs/c/recipe.yaml", *short).code == 0
+    assert momify("train", "runs/c/recipe.yaml", *short, "--quiet").out == "runs/c/model\n"
     again = momify("train", "runs/c/recipe.yaml")
     assert (again.code, again.err.count("\n")) == (2, 1)
 
@@ -145,6 +148,41 @@ def test_another_model_in_the_place_of_the_source_teaches_nothing(there: Path, m
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "is not the source that runs/other/model was made from: its SHA-256 differs" in done.err
     assert (there / "runs/other/model/model.safetensors").read_bytes() == before
+
+
+def test_a_model_that_does_not_say_whether_it_is_trained_is_not_trained(there: Path, momify: Momify) -> None:
+    words = ("--importance", "cosine", "--name", "lost", "--calibration", "text.txt")
+    assert momify("convert", "src", "--mha", 2, "--ffn", 3, *words).code == 0
+    (there / "runs/lost/model/momify.json").unlink()
+    done = momify("train", "runs/lost/recipe.yaml")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "runs/lost/model/momify.json does not say whether the model is trained; convert the source again" in done.err
+
+
+def test_a_stopped_run_says_what_to_type_and_quiet_shows_no_bar(
+    there: Path, momify: Momify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = []
+    monkeypatch.setattr("momify.pipeline.fit", lambda *given: places.append(given[4]) or Stopped("SIGINT", 3))
+    for how in ((), ("--quiet", "--overwrite")):
+        done = momify("train", "tiny.yaml", "run.dir=my runs/tiny", *how)
+        assert done.code == 1
+        command = done.err.splitlines()[-1].partition("go on with: ")[2]
+        assert shlex.split(command) == ["momify", "train", "my runs/tiny/recipe.yaml", "--resume"]
+    assert [place.bars for place in places] == [True, False]
+
+
+@pytest.mark.parametrize(("local_rank", "waits"), [("0", False), ("1", True)])
+def test_one_process_of_a_machine_tells_of_a_mistake(
+    momify: Momify, local_rank: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun ends the others meanwhile."""
+    waited = []
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr("momify.processes.time.sleep", waited.append)
+    done = momify("train", "none.yaml")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert bool(waited) == waits
 
 
 def test_finished_run_is_not_trained_twice(finished: Path, there: Path, momify: Momify) -> None:
@@ -187,6 +225,21 @@ def test_help_has_an_example(command: str, momify: Momify) -> None:
 def test_every_command_is_known_here() -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert names == set(COMMANDS)
+
+
+def test_demo_takes_no_earlier_run_away_unasked(
+    momify: Momify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every run: `momify run recipes/demo.yaml` writes to the same folder, and may have trained for days."""
+    monkeypatch.chdir(tmp_path)
+    earlier = tmp_path / "runs/demo"
+    (earlier / "checkpoints/checkpoint-5").mkdir(parents=True)
+    (earlier / "recipe.yaml").write_text(dump_recipe(demo_recipe()), encoding="utf-8")
+    (earlier / "metrics.jsonl").write_text('{"phase": "mom", "step": 5, "loss": 3.0}\n', encoding="utf-8")
+    done = momify("demo")
+    assert done.code == 2
+    assert "runs/demo holds an earlier run; --resume" in done.err
+    assert (earlier / "metrics.jsonl").exists()
 
 
 def test_help_is_instant() -> None:

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from transformers import GenerationConfig
 
 import momify.conversion
 from momify.conversion import convert
 from momify.devices import best_device, device_for
+from momify.export.gpt2 import export_gpt2
+from momify.export.mom import export_mom
 from momify.model import MomForCausalLM
 from momify.models import load_mom
 from momify.recipe import parse_recipe
@@ -120,3 +123,13 @@ def test_room_is_asked_for_what_a_conversion_holds(way, copies, monkeypatch) -> 
     network = SimpleNamespace(num_weights=1000, layers=SimpleNamespace(num_weights=900))
     momify.conversion.conversion_device(network, way, Screen(Console(file=io.StringIO())))
     assert asked == [4 * copies * 1000 + momify.conversion.WORKING_BYTES]
+
+
+def test_a_conversion_and_exports_keep_how_the_source_draws_tokens(there) -> None:
+    Path("src/generation_config.json").write_text('{"do_sample": true, "top_p": 0.9}')
+    converted("importance: cosine, reach: home", "drawn")
+    export_mom(Path("runs/drawn/model"), Path("mom"))
+    export_gpt2(Path("runs/drawn/model"), Path("gpt2"))
+    for folder in ("runs/drawn/model", "mom", "gpt2"):
+        found = GenerationConfig.from_pretrained(folder)
+        assert (found.do_sample, found.top_p, found.eos_token_id) == (True, 0.9, 0), folder

@@ -10,6 +10,8 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from momify.data.tokenizer import train_tokenizer
+from momify.evaluate.compare import average
+from momify.evaluation import keep_summaries, newest, read_summaries
 
 TEXTS = [f"the cat {i} sat on the mat, the hat and the rat {'so ' * (i % 7)}\n" * 6 for i in range(60)]
 HEAD = "index\tsentence1\tsentence2\tlabel\n"
@@ -166,3 +168,48 @@ eval: {tasks: [ppl, rte], data_dir: data, seeds: [0, 1], epochs: 1, limit: 8}
     assert (rte["task"], list(rte["models"]), rte["limited"]) == ("rte", ["source", "mom"], True)
     assert "| rte (limited) | accuracy |" in (there / "runs/all/report.md").read_text()
     assert "rte (limited)" in (there / "runs/all/report.html").read_text()
+
+
+def kept(task: str, *roles: str, score: float = 50.0, limited: bool = False, sha256: str = "1") -> dict:
+    """A summary as `momify eval` keeps it."""
+    spread = {"mean": score, "deviation": None, "values": [score]}
+    models = {role: {"metrics": {"accuracy": spread}, "sha256": sha256, "protocol": "dev", "notes": [], "seconds": 1.0}
+              for role in roles}  # fmt: skip
+    return {"task": task, "main": "accuracy", "shown": ["accuracy"], "higher_is_better": True, "limited": limited,
+            "seeds": [0], "covers": None, "models": models, "differences": {}, "baselines": []}  # fmt: skip
+
+
+BOTH = ("source", "mom")
+
+
+def test_a_quick_look_or_one_of_fewer_models_takes_no_whole_scores_place(tmp_path: Path) -> None:
+    path, sst2, rte = tmp_path / "scores.json", kept("sst2", *BOTH), kept("rte", *BOTH)
+    keep_summaries(path, [sst2, rte, average([sst2, rte])])
+    for look in (kept("sst2", "mom", limited=True), kept("sst2", *BOTH, limited=True), kept("sst2", "mom")):
+        keep_summaries(path, [look])
+    shown = newest([one for one in read_summaries(path) if len(one["models"]) == 2])
+    assert shown == [sst2, rte, average([sst2, rte])]
+    alone = [one for one in read_summaries(path) if len(one["models"]) == 1]
+    assert alone == [kept("sst2", "mom")]
+
+
+def test_what_is_whole_or_of_other_weights_replaces_and_the_average_is_of_what_is_shown(tmp_path: Path) -> None:
+    path, quick = tmp_path / "scores.json", [kept(name, *BOTH, limited=True) for name in ("sst2", "rte")]
+    keep_summaries(path, [*quick, average(quick)])
+    sst2 = kept("sst2", *BOTH, score=60.0)
+    keep_summaries(path, [sst2])
+    assert newest(read_summaries(path)) == [quick[1], sst2], "the average is of an earlier sst2"
+    trained = kept("sst2", *BOTH, sha256="2", limited=True)
+    keep_summaries(path, [trained])
+    assert newest(read_summaries(path))[-1] == trained
+    beside = kept("rte", *BOTH, "gpt2")
+    keep_summaries(path, [beside])
+    assert newest([*quick, beside]) == [quick[0], beside]
+    assert newest([beside, quick[1]]) == [beside], "whole, though older"
+
+
+def test_a_limit_above_the_text_is_no_limit(there: Path, momify: Momify) -> None:
+    command = ("eval", "src", "--tasks", "ppl", "--data", "text.txt", "--json")
+    whole = json.loads(momify(*command)[1])["ppl"]
+    assert json.loads(momify(*command, "--limit", 100_000)[1])["ppl"] == whole
+    assert not whole["limited"]

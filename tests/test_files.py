@@ -1,11 +1,15 @@
 """files.py: whole or not at all."""
 
 import errno
+import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
+from momify import files
 from momify.errors import MomifyError
 from momify.files import read_json, sha256_of_files, whole_folder, write_json, write_text
 
@@ -65,6 +69,23 @@ def test_whole_folder_replaces_only_on_success(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_full_disk_is_told_whatever_the_library_raises(tmp_path: Path) -> None:
+    """safetensors, tokenizers and torch.save each have an error of their own; what says nothing of a disk stays."""
+    target = tmp_path / "model"
+
+    def write_and_fail(error: Exception) -> None:
+        with whole_folder(target):
+            raise error
+
+    for error in (SafetensorError("I/O error: File too large"), Exception("No space left on device (os error 28)")):
+        with pytest.raises(MomifyError, match=r"^cannot write .*model: .*; free space"):
+            write_and_fail(error)
+    for error in (MomifyError("cannot write x: No space left"), ValueError("a mistake")):
+        with pytest.raises(type(error), match=f"^{error}$"):
+            write_and_fail(error)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_others_can_read_what_is_whole(tmp_path: Path) -> None:
     """safetensors writes files that its user alone can read; a model on a shared disk is for all."""
     with whole_folder(tmp_path / "model") as folder:
@@ -74,12 +95,51 @@ def test_others_can_read_what_is_whole(tmp_path: Path) -> None:
     assert modes == [0o755, 0o755, 0o644]
 
 
-def test_hash_depends_on_names_and_contents(tmp_path: Path) -> None:
+def test_hash_depends_on_names_contents_and_order(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_text("1")
     b.write_text("2")
     first = sha256_of_files([a, b])
-    assert first == sha256_of_files([b, a])
+    assert first == hashlib.sha256(b"a\0" + b"1" + b"b\0" + b"2").hexdigest()
+    assert first != sha256_of_files([b, a])
     b.write_text("3")
     assert sha256_of_files([a, b]) != first
     assert sha256_of_files([a]) != sha256_of_files([b])
+
+
+def test_files_are_hashed_once_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def watched(*given: object) -> object:
+        opened.append(given)
+        return open(*given)
+
+    monkeypatch.setattr(files, "open", watched, raising=False)
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_text("1")
+    other.write_text("1")
+    stamp = path.stat()
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + 60)  # as if nothing had been written in this minute
+    first = sha256_of_files([path])
+    assert sha256_of_files([path]) == first
+    assert len(opened) == 1
+    assert sha256_of_files([other]) != first  # by its name
+    time.sleep(0.05)  # longer than a tick of the disk's clock
+    path.write_text("2")
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as rsync and cp -p do
+    assert sha256_of_files([path]) == hashlib.sha256(b"a\0" + b"2").hexdigest()
+
+
+def test_a_file_rewritten_within_a_tick_is_hashed_again(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for content in "0123456789" * 9:
+        path.write_text(content)
+        assert sha256_of_files([path]) == hashlib.sha256(b"a\0" + content.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(("name", "words"), [("gone", "No such file"), ("folder", "Is a directory")])
+def test_a_file_that_cannot_be_hashed_is_named(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(MomifyError, match=f"{name} cannot be read: {words}"):
+        sha256_of_files([tmp_path / name])

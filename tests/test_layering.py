@@ -16,8 +16,8 @@ PACKAGE = Path(momify.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("sweep",),
-    ("terminal", "convert_options"),
+    ("sweep", "convert_command"),
+    ("terminal",),
     ("pipeline",),
     ("conversion", "evaluation"),
     ("subject", "generate", "plan"),
@@ -34,7 +34,7 @@ LAYERS = (
     ("overrides", "task_names"),
     ("mistakes", "replaced"),
     ("files", "processes", "devices", "import_hook"),
-    ("errors",),
+    ("errors", "amounts"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

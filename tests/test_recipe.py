@@ -150,6 +150,13 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
         load_recipe(tmp_path)
 
 
+def test_a_recipe_that_is_no_page_is_refused(tmp_path: Path) -> None:
+    """It is not read to its end, so its length is not known."""
+    (tmp_path / "long.yaml").write_text("#" + "x" * 500_000)
+    with pytest.raises(MomifyError, match=r"long.yaml has more than 262,144 characters; a recipe is a page"):
+        load_recipe(tmp_path / "long.yaml")
+
+
 def test_every_field_can_be_overridden() -> None:
     """A key that the schema knows but nothing accepts would be dead."""
     recipe = parse_recipe(MINIMAL, "x")

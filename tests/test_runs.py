@@ -1,14 +1,20 @@
 """runs.py: who may write into which folder."""
 
 import contextlib
+import os
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from momify.errors import MomifyError
-from momify.recipe import Recipe, parse_recipe
+from momify.files import whole_folder
+from momify.recipe import Recipe, dump_recipe, parse_recipe
+from momify.recipe_blocks import SAME_RESULT, WITHOUT, DataBlock, Scratch, TrainBlock
 from momify.replaced import put_back, set_aside
-from momify.runs import changed_keys, find_run, latest_run, open_run, opened_run, settle
+from momify.runs import Run, changed_keys, find_run, keys_unsaid, latest_run, open_run, opened_run, remove_runs, settle
 
 TEXT = "source: {model: gpt2}\nmom: {mha: 8, ffn: 12}\ndata: {train: builtin:demo}\n"
 
@@ -53,10 +59,172 @@ def test_started_run_needs_a_word(tmp_path: Path) -> None:
 
 
 def test_converted_run_may_be_trained_on_other_text() -> None:
-    open_run(recipe(), resume=False)
+    open_run(recipe(), resume=False).model.mkdir()
     assert open_run(recipe("data.train=my.txt", "train.steps=9"), resume=False).recipe.train.steps == 9
     with pytest.raises(MomifyError, match=r"another mom\.mha"):
         open_run(recipe("mom.mha=3"), resume=False)
+
+
+@pytest.mark.parametrize("phase", [".", "pretrain"])
+def test_a_run_is_started_once_it_has_a_checkpoint(phase: str) -> None:
+    """Stopped before its first row of metrics."""
+    run = open_run(recipe(), resume=False)
+    (run.folder / phase / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(MomifyError, match="--resume of momify train or run goes on with it"):
+        open_run(recipe(), resume=False)
+    with pytest.raises(MomifyError, match=r"another train\.learning_rate"):
+        open_run(recipe("train.learning_rate=0.5"), resume=True)
+    open_run(recipe(), resume=True)
+
+
+def test_what_changes_no_result_may_change_when_a_run_goes_on() -> None:
+    run = open_run(recipe("train.micro_batch=64"), resume=False)
+    (run.folder / "metrics.jsonl").write_text("{}\n")
+    found = open_run(recipe("train.micro_batch=8", "train.log_every=7", "train.keep=9"), resume=True)
+    assert (found.recipe.train.micro_batch, found.recipe.train.log_every, found.recipe.train.keep) == (8, 7, 9)
+    scratch = "source.scratch={layers: 2, train: {micro_batch: %s, steps: %s}}"
+    dense = [recipe("source.model=null", scratch % numbers) for numbers in ((8, 5), (1, 5), (8, 6))]
+    assert changed_keys(dense[0], dense[1]) == []
+    assert changed_keys(dense[0], dense[2]) == ["source.scratch"]
+
+
+def leave_out(run: Run, *keys: str, block: str = "train") -> None:
+    """Make a run's recipe one of a version that had no such keys."""
+    told = yaml.safe_load(run.recipe_file.read_text())
+    place = told
+    for name in block.split("."):
+        place = place[name]
+    for key in keys:
+        del place[key]
+    run.recipe_file.write_text(yaml.safe_dump(told))
+
+
+def test_a_run_of_a_version_without_a_key_goes_on_as_that_version_meant_it() -> None:
+    def begun(*overrides: str) -> Run:
+        return open_run(recipe("train.hidden=0", "train.splice=1", "train.matrix_rate=1", *overrides), resume=False)
+
+    run = begun()
+    run.model.mkdir()
+    leave_out(run, "hidden", "splice", "matrix_rate", "keep", "micro_batch", "fsdp")
+    leave_out(run, "train_tokens", block="data")
+    open_run(run.recipe, resume=False)  # converted only: it takes today's defaults
+    run = begun()
+    leave_out(run, "hidden", "splice", "matrix_rate", "keep", "micro_batch", "fsdp")
+    leave_out(run, "train_tokens", block="data")
+    (run.folder / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(MomifyError) as caught:
+        open_run(run.recipe, resume=True)
+    line = str(caught.value)
+    assert "without train.matrix_rate (now 2.0), train.hidden (now null), train.splice (now null), which" in line
+    assert line.endswith("write there train.matrix_rate: 1.0, train.hidden: 0.0, train.splice: 1")
+    told = yaml.safe_load(run.recipe_file.read_text())
+    told["train"] |= {"matrix_rate": 1.0, "hidden": 0.0, "splice": 1}
+    run.recipe_file.write_text(yaml.safe_dump(told))
+    assert open_run(run.recipe, resume=True).recipe.train.splice == 1
+
+
+def test_a_dense_training_goes_on_without_what_only_a_source_gives_a_meaning() -> None:
+    dense = parse_recipe("source: {scratch: {layers: 2}}\ndata: {train: builtin:demo}\n", "x")
+    run = open_run(dense, resume=False)
+    assert keys_unsaid(run.recipe) == {}
+    run.pretraining.mkdir()
+    (run.pretraining / "metrics.jsonl").write_text("{}\n")
+    leave_out(run, "hidden", "splice", "optimizer", "embedding_rate")
+    open_run(run.recipe, resume=True)
+    leave_out(run, "matrix_rate")
+    with pytest.raises(MomifyError, match=r"write there train\.matrix_rate: 1\.0$"):
+        open_run(run.recipe, resume=True)
+
+
+def test_what_was_before_a_key_is_told_of_keys_that_there_are() -> None:
+    known = TrainBlock.model_fields.keys() | DataBlock.model_fields.keys() | Scratch.model_fields.keys()
+    assert WITHOUT.keys() <= known
+    assert TrainBlock.model_fields.keys() >= SAME_RESULT
+
+
+def test_run_killed_before_it_made_anything_may_be_started_with_another_recipe() -> None:
+    open_run(recipe(), resume=False)
+    assert open_run(recipe("mom.mha=3"), resume=False).recipe.mom.mha == 3
+    assert open_run(recipe("mom.mha=4"), resume=True).recipe.mom.mha == 4
+
+
+@pytest.mark.parametrize("left", [(), ("recipe.yaml",)])
+def test_a_mistake_in_an_empty_folder_leaves_it_empty(left: tuple[str, ...]) -> None:
+    """One's own, or that of a run that was killed before it made anything; runs/latest is what it was."""
+    open_run(recipe("run.name=other"), resume=False)
+    Path("out").mkdir()
+    if left:
+        Path("out/recipe.yaml").write_text(dump_recipe(recipe("run.dir=out")))
+
+    def begin_and_fail() -> None:
+        with opened_run(recipe("run.dir=out"), resume=False) as run:
+            run.log.write_text("began\n")
+            raise MomifyError
+
+    with pytest.raises(MomifyError):
+        begin_and_fail()
+    assert list(Path("out").iterdir()) == []
+    assert latest_run(None).folder == Path("runs/other")
+
+
+def test_a_second_start_in_a_new_folder_leaves_the_first_one_s_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find no folder, and the first is faster."""
+    with opened_run(recipe("train.steps=1"), resume=False) as run:
+        exists = Path.exists
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "exists", lambda path: path != run.folder and exists(path))
+            with (
+                pytest.raises(MomifyError, match="another momify works in runs/run now"),
+                opened_run(recipe("train.steps=2"), resume=False),
+            ):
+                pass
+        assert run.recipe.train.steps == 1
+        run.model.mkdir()
+
+
+def sweep_of(*runs: str) -> Path:
+    for name in runs:
+        open_run(recipe(f"run.dir=runs/s/{name}"), resume=False).model.mkdir()
+    Path("runs/s/sweep.csv").write_text("a")
+    return Path("runs/s")
+
+
+def test_a_folder_of_runs_goes_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sweep_of("a", "b")
+    with monkeypatch.context() as patched:  # killed while it is removed
+        patched.setattr("momify.replaced.shutil.rmtree", lambda *_, **how: None)
+        remove_runs(folder, ("sweep.csv",))
+    assert not folder.exists()
+    sweep_of("a")
+    remove_runs(folder, ("sweep.csv",))
+    assert [path.name for path in Path("runs").iterdir()] == ["latest"]
+    remove_runs(folder, ("sweep.csv",))
+
+
+def test_a_folder_of_runs_stays_where_something_else_would_go_with_it() -> None:
+    folder = sweep_of("a", "b")
+    for strange in (folder / "notes.md", folder / "b" / "notes.md"):
+        strange.write_text("mine")
+        with pytest.raises(MomifyError, match=f"{strange} is not of momify, and would go with runs/s"):
+            remove_runs(folder, ("sweep.csv",))
+        strange.unlink()
+    with (
+        opened_run(recipe("run.dir=runs/s/b"), resume=False),
+        pytest.raises(MomifyError, match="another momify works in runs/s/b"),
+    ):
+        remove_runs(folder, ("sweep.csv",))
+    assert (folder / "a" / "model").is_dir()
+
+
+def test_a_home_folder_is_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    run = open_run(recipe("run.dir='~/my run'"), resume=False)
+    assert run.folder == tmp_path / "home" / "my run"
+    assert run.recipe.folder == run.folder
+    command = run.resume_line("train")
+    assert shlex.split(command) == ["momify", "train", str(run.folder / "recipe.yaml"), "--resume"]
+    with pytest.raises(MomifyError, match=r"run\.dir: '~nobody-of-that-name/x' names no home folder"):
+        recipe("run.dir=~nobody-of-that-name/x")
 
 
 def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
@@ -123,6 +291,7 @@ def test_what_overwrite_replaces_is_gone_once_the_new_run_trains() -> None:
 
     def train_and_fail() -> None:
         with opened_run(recipe("train.steps=3"), resume=False, overwrite=True) as run:
+            run.model.mkdir()
             settle(run)
             raise MomifyError
 
@@ -231,3 +400,27 @@ def test_run_that_was_killed_before_its_recipe_was_written_can_be_started_again(
     with opened_run(recipe(), resume=False) as run:
         assert sorted(path.name for path in run.folder.iterdir()) == ["recipe.yaml"]
         run.model.mkdir()
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
+def test_kill_while_a_model_is_replaced_loses_no_model(renames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after so many renames: the next start finds the old model or the new one."""
+    trained_run()
+    run, left = Run(Path("runs/run")), [renames]
+
+    def replace(old: Path, new: Path, rename: Callable = os.replace) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os._exit(9)
+        rename(old, new)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(os, "replace", replace)
+        with whole_folder(run.model) as folder:
+            (folder / "config.json").write_text("new")
+        os._exit(0)
+    os.waitpid(child, 0)
+    with opened_run(recipe(), resume=True) as run:
+        assert (run.model / "config.json").read_text() == ("trained for a week" if renames == 1 else "new")
+        assert list(run.folder.glob(".momify-*")) == []

@@ -127,7 +127,7 @@ def test_report_says_when_it_looked_at_a_part_and_an_export_tells_of_its_own_wei
     assert not whole["perplexity"]["limited"]
     assert "(limited)" not in (converted / "report.md").read_text()
     assert momify("export", "c").code == 0
-    assert "Perplexity on held-out text" in (converted / "export" / "README.md").read_text()
+    assert "text held out of text.txt" in (converted / "export" / "README.md").read_text()
 
     trained = momify("train", converted / "recipe.yaml", "train.steps=2", "train.batch_size=2")
     assert trained.code == 0, trained.err
@@ -136,7 +136,7 @@ def test_report_says_when_it_looked_at_a_part_and_an_export_tells_of_its_own_wei
     assert "erplexity" not in (converted / "export" / "README.md").read_text()
     assert momify("report", "c").code == 0
     assert momify("export", "c").code == 0
-    assert "Perplexity on held-out text" in (converted / "export" / "README.md").read_text()
+    assert "text held out of text.txt" in (converted / "export" / "README.md").read_text()
 
 
 def test_training_that_goes_on_with_other_text_or_precision_says_so(there, momify):

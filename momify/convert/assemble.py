@@ -17,7 +17,7 @@ from momify.convert.stand_ins import StandIns, stand_in_state
 from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
 
-SHARED_FIELDS = (  # same name and meaning in GPT2Config and MomConfig
+SHARED_FIELDS = (  # same name and meaning in GPT2Config and MomConfig; whether tied is said by the weights
     "vocab_size", "n_positions", "activation_function", "layer_norm_epsilon", "initializer_range",
     "embd_pdrop", "attn_pdrop", "resid_pdrop", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip

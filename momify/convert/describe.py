@@ -1,10 +1,11 @@
 """What a conversion takes away, in plain words and as rows of a table (the command line draws them)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import GPT2Config
 
+from momify.amounts import amount, size
 from momify.convert.homes import NOUNS, HomePlan
 from momify.convert.importance import Importance
 from momify.measure.cost import (
@@ -208,28 +209,22 @@ def _cost_rows(source: GPT2Config, target: MomConfig) -> tuple[tuple[str, ...], 
     """Parameters, MACs and KV cache before and after, and the flag that changes each."""
     length = source.n_positions
     after = mom_macs(target, 1, length, planned_usage(target, 1, length)).total
-    numbers: Sequence[tuple[str, float, float, str]] = (
-        ("parameters", parameters(source).total, parameters(target).total, "--mha --ffn"),
-        ("block weights", _block_weights(source), _block_weights(target), "--mha --ffn"),
+    numbers: Sequence[tuple[str, Callable[[float], str], float, float, str]] = (
+        ("parameters", amount, parameters(source).total, parameters(target).total, "--mha --ffn"),
+        ("block weights", amount, _block_weights(source), _block_weights(target), "--mha --ffn"),
         (
             f"MACs, {length} tokens",
+            amount,
             dense_macs(source, 1, length).total,
             after,
             "--mha-steps --ffn-steps --depth",
         ),
         (
-            "KV bytes per token (16 bit)",
+            "KV cache per token, 16 bit",
+            size,
             kv_bytes_per_token(source),
             kv_bytes_per_token(target),
             "--mha-steps",
         ),
     )
-    return tuple((name, _count(old), _count(new), f"{new / old:.2f}x", flag) for name, old, new, flag in numbers)
-
-
-def _count(number: float) -> str:
-    """1.23 G, 45.6 M, 7.9 k, 512."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
+    return tuple((name, show(old), show(new), f"{new / old:.2f}x", flag) for name, show, old, new, flag in numbers)

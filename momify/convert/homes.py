@@ -246,6 +246,7 @@ def _kept_whole(importance: "Importance | Alike", request: Request) -> list[int]
     gone = {kind: set(importance.order(kind)[: total - request.modules(kind)]) for kind in KINDS}
 
     def price(layer: int) -> tuple[float, float, int]:
+        """What dropping it costs beside what goes anyway; of equals, what both halves cost; then the first."""
         costs = {kind: importance.cost(kind, layer) for kind in KINDS}
         extra = sum(cost for kind, cost in costs.items() if layer not in gone[kind])
         return extra, sum(costs.values()), layer

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from momify.convert.homes import KINDS
 from momify.convert.network import Network, embed, half_layer_update, token_losses
 from momify.convert.scores import SCORES, half_layer_scores
 from momify.errors import MomifyError
 
-KINDS = ("mha", "ffn")
 METHODS = ("greedy", "layerdrop", "leave_one_out", *SCORES)  # and "fitted" (fitted_losses.py), "trial" (trial.py)
 _GREEDY = ("greedy", "layerdrop", "fitted")
 HalfLayer = tuple[str, int]  # ("mha" or "ffn", layer)
@@ -86,14 +86,19 @@ class Importance:
         return self.increases(kind)[layer]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+        """Plain data for JSON, which has no infinity: None stands for it."""
+        data = asdict(self)
+        for name in ("mha_increase", "ffn_increase"):
+            data[name] = tuple(map(_finite, data[name]))
+        for removal in data["removals"]:
+            removal |= {name: _finite(removal[name]) for name in ("increase", "loss")}
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Importance":
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        fixed = {name: tuple(data[name]) for name in ("mha_increase", "ffn_increase")}
-        removals = tuple(Removal(**removal) for removal in data["removals"])
+        fixed = {name: tuple(map(_cost, data[name])) for name in ("mha_increase", "ffn_increase")}
+        removals = tuple(Removal(**{**removal, "increase": _cost(removal["increase"])}) for removal in data["removals"])
         trials = tuple(Trial(**trial) for trial in data.get("trials", ()))
         return cls(**{**data, **fixed, "removals": removals, "trials": trials})
 
@@ -245,7 +250,7 @@ def judged(
         raise MomifyError(f"the source's loss on the calibration text is {base}, no number: its weights are broken")
     increases = []
     for half in range(losses.halves):
-        increases.append(scores[half] if scores else losses.loss_without(half) - base)
+        increases.append(_cost(scores[half] if scores else losses.loss_without(half) - base))
         steps.advance()
     choose = _remove_lazily if method in _GREEDY else _remove_at_once
     removals = choose(losses, base, increases, quotas, steps)
@@ -283,7 +288,7 @@ def _remove_lazily(
     while sum(left):
         half = min((h for h in stale if left[h % 2]), key=lambda h: (stale[h], h))
         if half not in fresh:
-            stale[half] = losses.loss_without(half) - loss
+            stale[half] = _cost(losses.loss_without(half) - loss)
             fresh.add(half)
             continue
         increase = stale.pop(half)
@@ -307,8 +312,18 @@ def _remove_at_once(
     for half in chosen:
         losses.remove(half)
         steps.advance()
-    after = losses.loss_without() if chosen else base
+    after = _cost(losses.loss_without()) if chosen else base
     return [Removal(KINDS[h % 2], h // 2, increases[h], after if h == chosen[-1] else None) for h in chosen]
+
+
+def _cost(measured: float | None) -> float:
+    """What was measured, infinite where it is no number: what breaks a model is never the cheapest to remove."""
+    return measured if measured is not None and math.isfinite(measured) else math.inf
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that JSON has a word for; None for infinity."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def check_tokens(network: Network, tokens: Tensor) -> None:

@@ -34,10 +34,12 @@ from momify.model.pool import StackedLinear
 
 FIT_TOKENS = 32_768
 _RIDGE = 1e-3
+# ridges: ten times as much made patches and routers no better; for homes 1e-2 lies between what little text and more
+# text want (docs/log.md)
 _PATCH_RIDGE = 1e-2
 _HOME_RIDGE = 1e-2  # towards the module's own weights, if all tokens run
 _FEWEST = 0.03  # share of the tokens that must skip, or run, for something to be fitted to them alone
-_TURNS = 1
+_TURNS = 1  # two end at the same ratio (docs/log.md)
 _FITS, _SETTLES = 3, 3  # walks in which routers and patches are fitted, and in which the threshold alone is
 Progress = Callable[[int, int], None]
 
@@ -234,7 +236,7 @@ def fit_patch(model: MomForCausalLM, half: HalfStep, sights: list[Fork], skips: 
     moments = Moments(width, width, patches.bias.device)
     for fork, skip in zip(sights, skips, strict=True):
         moments.add(fork.x_hat[skip], (fork.home if fork.goal is None else fork.goal)[skip])
-    nothing = fork.x.new_zeros(width, width)
+    nothing = patches.bias.new_zeros(width, width)
     fitted = moments.solve_low_rank(nothing, nothing, model.config.patch_rank, _PATCH_RIDGE)
     for name in ("weight_in", "weight_out", "bias"):
         getattr(patches, name)[half.patch] = getattr(fitted, name)

@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import GPT2Config
 from transformers.activations import ACT2CLS
 
 from momify.convert.weight_files import Stored, StoredTensors, find_weight_files, inside, read_json, read_tensors, shown
 from momify.errors import MomifyError
 from momify.files import sha256_of_files
+from momify.model.config import LEARNED_ACTIVATIONS
 
+LARGEST_SIZE = 1 << 28  # larger than any model's
 FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LEARNED_ACTIVATIONS = ("prelu", "xielu")  # they own parameters, which GPT-2's names have no place for
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask that old checkpoints carry along
 
 
@@ -64,7 +67,7 @@ def open_source(folder: Path) -> Source:
         tensors=tensors,
         tied=tied,
         dtype=_widest(tensors),
-        sha256=sha256_of_files([folder / "config.json", *files]),
+        sha256=sha256_of_files(sorted([folder / "config.json", *files])),
         folder=folder,
         name=source_name(folder),
     )
@@ -107,8 +110,8 @@ def _check_values(path: Path, config: GPT2Config) -> None:
     """Raise MomifyError for a value that no GPT-2 can have."""
     for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
         value = getattr(config, name)
-        if value is not None and value < 1:
-            raise MomifyError(f"{path}: {name} is {value}; it must be at least 1")
+        if value is not None and not 1 <= value <= LARGEST_SIZE:
+            raise MomifyError(f"{path}: {name} is {value!r:.20}; it must be 1 to {LARGEST_SIZE:,}")
     if config.n_embd % config.n_head:
         raise MomifyError(f"{path}: n_embd {config.n_embd} does not divide by n_head {config.n_head}; correct one")
     if config.activation_function not in ACT2CLS or config.activation_function in LEARNED_ACTIVATIONS:
@@ -197,8 +200,15 @@ def check_tensors(tensors: StoredTensors, shapes: Mapping[str, tuple[int, ...]])
             kind = _kind(stored)
             raise MomifyError(f"tensor {name} is {kind}; weights must be float16, bfloat16 or float32, unquantized")
     for name in shapes:
-        if not all(bound.isfinite() for bound in torch.aminmax(tensors[name])):
-            raise MomifyError(f"tensor {name} holds NaN or infinity; the checkpoint is damaged, give another")
+        if not is_finite(tensors[name]):
+            raise MomifyError(
+                f"tensor {name} holds NaN, infinity or numbers beyond float32; the checkpoint is damaged, give another"
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are numbers, also in float32, in which momify computes."""
+    return all(bound.float().isfinite() for bound in torch.aminmax(tensor))
 
 
 def _kind(stored: Stored) -> str:

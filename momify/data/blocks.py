@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,12 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from momify.data.cache import cache_folder, making
 from momify.data.documents import Corpus, read_corpus
 from momify.data.hub import HubStream
-from momify.data.stream import BATCH, Encode, Limits, Progress, stream_tokens, text_batches
+from momify.data.stream import BATCH, PARTS, Encode, Limits, Progress, append, groups, stream_tokens, text_batches
 from momify.errors import MomifyError
 from momify.files import disk_errors, write_json
 from momify.recipe_blocks import DataBlock, most_pieces
 
-_FORMAT = 1  # part of the cache key: raise it when the content of a cached folder changes
+_FORMAT = 2  # part of the cache key: raise it when the content of a cached folder changes
 _LARGEST_HELD_OUT_SHARE = 0.1
 Needs = Literal["train", "valid", "both"]
 NOT_SCORED = -100  # a label that no loss counts, as torch and transformers have it
@@ -72,12 +73,21 @@ class SplicedBlocks(TokenBlocks):
 
 @dataclass(frozen=True)
 class TokenData:
-    """Train and held-out tokens, flat and memory-mapped, with the hash that names them."""
+    """Train and held-out tokens, flat and memory-mapped, with the hash that names them.
+
+    noted: the highest of them, where a note of it saves looking through all.
+    """
 
     train: np.ndarray
     valid: np.ndarray
     block_length: int
     sha256: str
+    noted: int | None = None
+
+    @property
+    def highest(self) -> int:
+        """The highest token."""
+        return _highest_of(self.train, self.valid) if self.noted is None else self.noted
 
     @property
     def train_blocks(self) -> TokenBlocks:
@@ -146,16 +156,25 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _map_tokens(folder: Path, block_length: int, key: str) -> TokenData:
-    meta = json.loads((folder / "meta.json").read_text())
-    read = {}
-    for part in ("train", "valid"):
-        path, count = folder / f"{part}.bin", meta[part]
-        if path.stat().st_size != count * np.dtype(meta["dtype"]).itemsize:
-            raise MomifyError(
-                f"cached token file {path} is not as long as written; remove its folder, it is made again"
-            )
-        read[part] = np.memmap(path, meta["dtype"], "r") if count else np.zeros(0, meta["dtype"])
-    return TokenData(read["train"], read["valid"], block_length, key)
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        train, valid = (_map(folder / f"{part}.bin", meta[part], np.dtype(meta["dtype"])) for part in PARTS)
+        return TokenData(train, valid, block_length, key, meta["highest"])
+    except (OSError, ValueError, KeyError, TypeError) as error:  # a file is gone, cut, or not what was written
+        reason = " ".join(str(error).replace(f"{folder}{os.sep}", "").split())[:150]
+        raise MomifyError(f"cached tokens {folder}: {reason}; remove that folder, it is made again") from None
+
+
+def _map(path: Path, count: int, dtype: np.dtype) -> np.ndarray:
+    """The `count` tokens of a file. Raises ValueError where it has more or fewer."""
+    if path.stat().st_size != count * dtype.itemsize:
+        raise ValueError(f"{path.name} is not as long as written")
+    return np.memmap(path, dtype, "r") if count else np.zeros(0, dtype)
+
+
+def _highest_of(*parts: np.ndarray) -> int:
+    """The highest token of some arrays; 0 where there is none."""
+    return max(int(part.max(initial=0)) for part in parts)
 
 
 def _write_tokens(
@@ -164,29 +183,31 @@ def _write_tokens(
     """train.bin, valid.bin and, last, meta.json."""
     dtype = np.dtype("uint16" if len(tokenizer) <= 2**16 else "int32")
     train, valid = corpus.train, corpus.valid
-    encode = _encoder(tokenizer)
+    encode = _encoder(tokenizer, dtype)
     if isinstance(train, HubStream):
         limits = Limits(0 if valid is not None else data.valid_tokens, data.train_tokens)
         counts = stream_tokens(train.open(), encode, dtype, limits, folder, progress)
     else:
         if valid is None:
-            train, valid = split_by_document(train, data.valid_tokens, lambda text: len(encode([text])[0]))
-        counts = {"train": _write(folder / "train.bin", train, encode, dtype, data.train_tokens, progress)}
+            train, valid = split_by_document(train, data.valid_tokens, lambda text: sum(map(len, encode([text]))))
+        counts = {"train": _write(folder / "train.bin", train, encode, data.train_tokens, progress)}
     if valid is not None:
         valid = valid.open() if isinstance(valid, HubStream) else valid
-        counts["valid"] = _write(folder / "valid.bin", valid, encode, dtype, data.valid_tokens)
-    write_json(folder / "meta.json", {"dtype": dtype.name, **counts})
+        counts["valid"] = _write(folder / "valid.bin", valid, encode, data.valid_tokens)
+    highest = _highest_of(*(_map(folder / f"{part}.bin", counts[part], dtype) for part in PARTS))
+    write_json(folder / "meta.json", {"dtype": dtype.name, "highest": highest, **counts})
 
 
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
+def _encoder(tokenizer: PreTrainedTokenizerBase, dtype: np.dtype) -> Encode:
     """Token ids of each text, an end-of-text token behind it."""
     end = tokenizer.eos_token_id
     if end is None:
         raise MomifyError("the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json")
 
-    def encode(texts: list[str]) -> list[list[int]]:
-        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        return [[*row, end] for row in ids]
+    def encode(texts: list[str]) -> Iterator[np.ndarray]:
+        for group in groups(texts):
+            ids = tokenizer(group, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            yield from (np.asarray([*row, end], dtype) for row in ids)
 
     return encode
 
@@ -195,21 +216,18 @@ def _write(
     path: Path,
     documents: Dataset | IterableDataset,
     encode: Encode,
-    dtype: np.dtype,
     limit: int | None,
     progress: Progress = lambda done, total: None,
 ) -> int:
-    """Append the tokens of `documents` to `path`, `limit` at most; how many were written.
+    """Write the tokens of `documents` to `path`, `limit` at most; how many were written.
 
     Raises MomifyError where a stream of them breaks off.
     """
     written = 0
     with disk_errors(path), open(path, "wb") as stream:
         for texts in text_batches(documents):
-            ids = np.concatenate([np.asarray(row, dtype) for row in encode(texts or [""])])
-            ids = ids if limit is None else ids[: limit - written]
-            stream.write(ids.tobytes())  # not tofile, which does not say why it failed
-            written += len(ids)
+            for ids in encode(texts):
+                written = append(stream, ids, written, limit)
             progress(written, limit)
             if limit is not None and written >= limit:
                 break

@@ -1,20 +1,24 @@
 """Text in: the built-in corpus, local txt, jsonl or parquet files, or a hub dataset that streams in; documents out."""
 
+import errno
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from glob import escape
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import datasets.config
 from datasets import Dataset, load_dataset
 from datasets.utils import logging as datasets_logging
 from pyarrow import ArrowInvalid
 
 from momify.data.hub import HubStream, find_on_hub
-from momify.data.stream import text_batches
+from momify.data.stream import BATCH, text_batches
 from momify.demo import corpus
 from momify.errors import MomifyError
 from momify.files import sha256_of_files
@@ -23,8 +27,10 @@ from momify.recipe_blocks import DataBlock
 BUILTIN = "builtin:demo"
 SEPARATOR = "<|endoftext|>"
 LINES_WITHOUT_SEPARATOR = 1000  # a file without separators is cut into documents of so many lines
+MOST_CHARACTERS = 1_000_000  # with so many a document of a txt file ends, at the next end of a line
 LEARNED_FROM = 100_000  # documents of a stream that a tokenizer is learned from
 _READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_DISK_IS_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,19 @@ def _read(names: list[str], column: str) -> tuple[Dataset | HubStream, Dataset |
     """Train documents, the held-out ones where the source splits itself, and a hash of the content."""
     if names == [BUILTIN]:
         return _builtin()
+    if not names:
+        raise MomifyError(f"data.train is an empty list; give txt, jsonl or parquet files, or {BUILTIN}")
     paths = [Path(name) for name in names]
-    if all(path.exists() for path in paths):
-        return *_local(paths, column), sha256_of_files(paths)
+    missing = [name for name in names if not os.path.exists(name)]  # Path.exists raises for a name that is too long
+    if not missing:
+        return _local(paths, column)
     if len(names) == 1 and paths[0].suffix not in _READERS and len(paths[0].parts) <= 2:
         stream = find_on_hub(names[0], column)
         return stream, None, stream.sha256
-    missing = next(name for name, path in zip(names, paths, strict=True) if not path.exists())
-    raise MomifyError(f"data file {missing} does not exist; give txt, jsonl or parquet files, or {BUILTIN}")
+    raise MomifyError(
+        f"data file {missing[0]} does not exist, or its folder may not be read; give txt, jsonl or parquet files, or "
+        f"{BUILTIN}"
+    )
 
 
 def _builtin() -> tuple[Dataset, Dataset, str]:
@@ -79,22 +90,23 @@ def _builtin() -> tuple[Dataset, Dataset, str]:
     return train, Dataset.from_dict({"text": [d.text for d in found if d.held_out]}), digest
 
 
-def _local(paths: list[Path], column: str) -> tuple[Dataset, None]:
+def _local(paths: list[Path], column: str) -> tuple[Dataset, None, str]:
     kinds = {_READERS.get(path.suffix, "") for path in paths}
     if len(kinds) != 1 or "" in kinds:
         raise MomifyError(f"data files {', '.join(map(str, paths))}: give files of one kind, .txt, .jsonl or .parquet")
     folder = next((path for path in paths if not path.is_file()), None)
     if folder:
         raise MomifyError(f"{folder} is not a file; give txt, jsonl or parquet files")
-    kind = kinds.pop()
+    kind, digest = kinds.pop(), sha256_of_files(paths)
     names = [str(path) for path in paths]
     if kind == "text":
-        # The hash in the arguments makes the cache of `from_generator` notice a changed file.
-        arguments = {"paths": names, "sha256": sha256_of_files(paths)}
-        return _generate(names, lambda: Dataset.from_generator(_txt_documents, gen_kwargs=arguments)), None
+        # The cache of `from_generator` goes by the arguments: the hash makes it notice a changed file.
+        arguments = {"paths": names, "most": MOST_CHARACTERS, "sha256": digest}
+        make = partial(Dataset.from_generator, _txt_documents, gen_kwargs=arguments, writer_batch_size=BATCH)
+        return _generate(names, make), None, digest
     literal = [escape(str(path.absolute())) for path in paths]  # else a name with [ in it would be a pattern
     data = _generate(names, lambda: load_dataset(kind, data_files=literal, split="train"))
-    return _text_column(data, column, ", ".join(names)), None
+    return _text_column(data, column, ", ".join(names)), None, digest
 
 
 def _generate(names: list[str], make: Any) -> Dataset:
@@ -102,7 +114,13 @@ def _generate(names: list[str], make: Any) -> Dataset:
         with _unheard():
             return make()
     except Exception as error:  # the readers underneath raise a dozen kinds; each means: not to be read
-        reason = " ".join(str(error.__cause__ or error).split())[:150] or "it is empty"
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in _DISK_IS_FULL:
+            raise MomifyError(
+                f"cannot write {datasets.config.HF_DATASETS_CACHE}: {cause.strerror}; free space or set "
+                "HF_DATASETS_CACHE to another folder"
+            ) from None
+        reason = " ".join(str(cause).split())[:150] or "it is empty"
         raise MomifyError(f"data file {', '.join(names)} holds no documents or cannot be read: {reason}") from None
 
 
@@ -139,24 +157,32 @@ def _shown(name: str) -> str:
     return name[:40] if name.isprintable() else repr(name)[:40]
 
 
-def _txt_documents(paths: list[str], sha256: str) -> Iterator[dict[str, str]]:
-    """Documents of txt files: between separator lines, else so many lines each; bad bytes become U+FFFD."""
+def _txt_documents(paths: list[str], most: int, sha256: str) -> Iterator[dict[str, str]]:
+    """Documents of txt files: between separator lines, else so many lines each, none with twice `most` characters or
+    more; bad bytes become U+FFFD."""
     for path in paths:
-        for text in _split_lines(Path(path)):
+        for text in _split_lines(Path(path), most):
             if text.strip():
                 yield {"text": text}
 
 
-def _split_lines(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        separated = any(line.strip() == SEPARATOR for line in lines)
-    with open(path, encoding="utf-8", errors="replace") as lines:
+def _split_lines(path: Path, most: int) -> Iterator[str]:
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        separated = any(line.strip() == SEPARATOR for line in _lines(stream, most))
+    with open(path, encoding="utf-8", errors="replace") as stream:
         document: list[str] = []
-        for line in lines:
+        characters = 0
+        for line in _lines(stream, most):
             at_separator = line.strip() == SEPARATOR
             if not at_separator:
                 document.append(line)
-            if at_separator or (not separated and len(document) == LINES_WITHOUT_SEPARATOR):
+                characters += len(line)
+            if at_separator or characters >= most or (not separated and len(document) == LINES_WITHOUT_SEPARATOR):
                 yield "".join(document)
-                document = []
+                document, characters = [], 0
         yield "".join(document)
+
+
+def _lines(stream: TextIO, most: int) -> Iterator[str]:
+    """The lines of a file; of one with more than `most` characters, pieces of so many."""
+    return iter(partial(stream.readline, most), "")

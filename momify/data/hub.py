@@ -1,6 +1,7 @@
 """A dataset of the hub, read as it streams in: nothing but a batch of it is ever in memory or on this disk."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 
 from datasets import IterableDataset, load_dataset
@@ -56,7 +57,7 @@ def find_on_hub(name: str, column: str) -> HubStream:
     try:
         revision = HfApi().dataset_info(name).sha
     except Exception as error:  # no network, no such name, no access
-        if not known.exists():
+        if not os.path.exists(known):  # Path.exists raises for a name that is too long
             raise _not_given(name, error) from None
         return HubStream(name, str(read_json(known)["revision"]), column)
     write_json(known, {"revision": revision})

@@ -13,13 +13,14 @@ from datasets import Dataset, IterableDataset
 from momify.errors import MomifyError
 from momify.files import disk_errors, read_json, write_json
 
-BATCH = 256  # documents tokenised at once
+BATCH = 256  # documents read at once
+_TOKENISED_AT_ONCE = 2_000_000  # characters; the tokenizer takes 100 to 500 bytes for each
 PARTS = ("train", "valid")
 _SAVE_EVERY = 1 << 25  # tokens between notes of how far it has come
 _LEAST, _LARGEST = 0.01, 0.1  # share of documents held out
 _STATE = "state.json"
 
-Encode = Callable[[list[str]], list[list[int]]]
+Encode = Callable[[list[str]], Iterator[np.ndarray]]
 Progress = Callable[[int, int | None], None]  # tokens done, of how many if that is known
 
 
@@ -62,7 +63,7 @@ def stream_tokens(
     saved_at = state.tokens["train"]
     try:
         for texts in text_batches(documents, state.documents):
-            _write_batch(texts, encode, dtype, limits, files, state.tokens)
+            _write_batch(texts, encode, limits, files, state.tokens)
             state.documents += len(texts)
             progress(state.tokens["train"], limits.train)
             if limits.train is not None and state.tokens["train"] >= limits.train:
@@ -72,7 +73,8 @@ def stream_tokens(
                 _save(documents, files, state, folder)
     finally:
         for stream in files.values():
-            stream.close()
+            with disk_errors(Path(stream.name)):
+                stream.close()
     (folder / _STATE).unlink(missing_ok=True)
     return state.tokens
 
@@ -96,21 +98,33 @@ def text_batches(documents: Dataset | IterableDataset, before: int = 0) -> Itera
         ) from error
 
 
+def groups(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in order, as many at a time as may be tokenised at once: one at least."""
+    start = characters = 0
+    for index, text in enumerate(texts):
+        characters += len(text)
+        if index > start and characters > _TOKENISED_AT_ONCE:
+            yield texts[start:index]
+            start, characters = index, len(text)
+    if texts:
+        yield texts[start:]
+
+
 def _write_batch(
-    texts: list[str], encode: Encode, dtype: np.dtype, limits: Limits, files: dict[str, BinaryIO], done: dict[str, int]
+    texts: list[str], encode: Encode, limits: Limits, files: dict[str, BinaryIO], done: dict[str, int]
 ) -> None:
     """Append the tokens of some documents to the part that each belongs to, up to its limit."""
-    rows: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
-    for text, ids in zip(texts, encode(texts) if texts else [], strict=True):
-        rows["valid" if is_held_out(text, limits.share) else "train"].append(np.asarray(ids, dtype))
-    for part, limit in (("train", limits.train), ("valid", limits.valid)):
-        if not rows[part]:
-            continue
-        ids = np.concatenate(rows[part])
-        ids = ids if limit is None else ids[: max(0, limit - done[part])]
-        with disk_errors(Path(files[part].name)):
-            files[part].write(ids.tobytes())
-        done[part] += len(ids)
+    for text, ids in zip(texts, encode(texts), strict=True):
+        part, limit = ("valid", limits.valid) if is_held_out(text, limits.share) else ("train", limits.train)
+        done[part] = append(files[part], ids, done[part], limit)
+
+
+def append(stream: BinaryIO, ids: np.ndarray, done: int, limit: int | None) -> int:
+    """Append a document's tokens to a file that holds `done`, as far as `limit` lets; how many it holds then."""
+    ids = ids if limit is None else ids[: max(0, limit - done)]
+    with disk_errors(Path(stream.name)):
+        stream.write(ids.tobytes())  # not tofile, which does not say why it failed
+    return done + len(ids)
 
 
 def is_held_out(text: str, share: float) -> bool:

@@ -71,11 +71,12 @@ class Glue(Learned):
         model = make_classifier(model, self.spec.outputs, end_of_text(one.tokenizer), turn.seed).to(best_device())
         reader = _Reader(self.spec, one.tokenizer, length)
         set_seed(turn.seed)  # dropout; order and head have draws of their own
-        train = reader.read(self.data.train)
-        check_vocabulary(train.rows, model.config.vocab_size)
+        train, dev = reader.read(self.data.train), {name: reader.read(split) for name, split in self.data.dev.items()}
+        for encoded in (train, *dev.values()):  # before hours of training
+            check_vocabulary(encoded.rows, model.config.vocab_size)
         fine_tune(model, self._steps(train, turn.seed), self.settings.steps(len(train.rows)), _loss, self.settings,
                   turn.tick)  # fmt: skip
-        pairs = {suffix: self._predict(model, reader.read(split), turn) for suffix, split in self.data.dev.items()}
+        pairs = {suffix: self._predict(model, encoded, turn) for suffix, encoded in dev.items()}
         undefined = any("pearson" in self.main and is_undefined(predicted) for _, predicted in pairs.values())
         if turn.keep:
             keep_head(turn.keep, model, one.tokenizer)

@@ -101,7 +101,7 @@ def _from_hub(task: GlueTask, split: str) -> Split:
 def _split(examples: list[Example], origin: str) -> Split:
     if not examples:
         raise MomifyError(f"{origin} holds no examples; take the file as GLUE publishes it")
-    return Split(tuple(examples), len(examples), origin)
+    return Split(tuple(examples), len(examples))
 
 
 def _example(task: GlueTask, where: str, cells: list[str]) -> Example:

@@ -29,6 +29,9 @@ class Learned:
         """Raise MomifyError for a tokenizer without the token that pads."""
         end_of_text(one.tokenizer)
 
+    def incomparable(self, first: Contestant, other: Contestant) -> None:
+        """Nothing: all are scored on the same examples, whatever their tokens."""
+
     @cached_property
     def _data_hash(self) -> str:
         return self.data.sha256

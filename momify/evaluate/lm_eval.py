@@ -29,6 +29,8 @@ class _Loaded:
     higher_is_better: bool
     sha256: str
     shots: str
+    examples: int
+    """Of its largest task."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class LmEval:
 
     @property
     def limited(self) -> bool:
-        return self.limit is not None
+        """Whether the limit leaves something out."""
+        return self.limit is not None and self.limit < self._loaded.examples
 
     @cached_property
     def _loaded(self) -> _Loaded:
@@ -81,8 +84,11 @@ class LmEval:
             "tokenizer": one.tokenizer_sha256,
             "lm_eval": version(),
             "task": self._loaded.sha256,
-            "limit": self.limit,
+            "limit": self.limit if self.limited else None,
         }
+
+    def incomparable(self, first: Contestant, other: Contestant) -> None:
+        """Nothing: all are scored on the same examples, whatever their tokens."""
 
     def work(self, one: Contestant) -> int:
         """One piece: lm-eval does not say how far it is."""
@@ -178,6 +184,7 @@ def _described(manager: Any, tasks: list[Any]) -> _Loaded:
         bool(next(iter(directions.values()))),
         hashlib.sha256(configs.encode()).hexdigest(),
         " and ".join(f"{count}-shot" for count in shots),
+        max(len(task.eval_docs) for task in tasks),
     )
 
 

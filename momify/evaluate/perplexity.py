@@ -34,13 +34,14 @@ class Protocol:
         if self.batch < 1:
             raise MomifyError(f"batch {self.batch} must be at least 1 window: choose a larger one")
 
-    def describe(self, tokens: int, dtype: torch.dtype) -> str:
-        """One line that says what was measured, to stand beside the number."""
+    def describe(self, tokens: int, dtype: torch.dtype, size: int | None = None) -> str:
+        """One line that says what was measured, to stand beside the number; `size`: bytes of text in the tokens."""
         scored = "first token of a window unscored"
         if self.stride < self.block:
             scored = "every token but the first scored once"
         name = str(dtype).removeprefix("torch.")
-        return f"block {self.block}, stride {self.stride}, {tokens:,} tokens, {name}, {scored}"
+        text = f"{tokens:,} tokens" if size is None else f"{tokens:,} tokens of {size:,} bytes"
+        return f"block {self.block}, stride {self.stride}, {text}, {name}, {scored}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def perplexity(
         tokens=len(tokens),
         scored=scored,
         windows=len(plan),
-        protocol=protocol.describe(len(tokens), model.dtype),
+        protocol=protocol.describe(len(tokens), model.dtype, None if token_bytes is None else int(token_bytes.sum())),
         divergence=sums.divergence / scored if compared else None,
         agreement=100 * sums.same / scored if compared else None,
     )

@@ -5,9 +5,11 @@ that it has not seen (docs/log.md). The divergence is 0 for a model that predict
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,10 +19,11 @@ from momify.evaluate.byte_lengths import byte_lengths
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.perplexity import Perplexity, Protocol, check_block, perplexity, windows
 from momify.evaluate.results import Key, Score
-from momify.evaluate.task import Baseline, Turn
+from momify.evaluate.task import Baseline, Incomparable, Turn
 
-_DECODED_AT_ONCE = 100_000  # tokens
+_FORM = 2  # part of the key: raise it when what a score holds changes
 _SHOWN = ("perplexity", "word_perplexity", "bits_per_byte", "loss", "divergence", "agreement")
+_PER_TOKEN, _PER_TEXT = ("perplexity", "loss"), ("word_perplexity", "bits_per_byte")
 BESIDE = (
     "divergence: mean KL(source || model) in nats a scored token, 0 for the source itself; "
     "agreement: % of scored tokens with the same likeliest token"
@@ -31,8 +34,9 @@ BESIDE = (
 class Ppl:
     """Held-out text, as tokens of each contestant's own tokenizer, and the protocol.
 
-    Block and stride in tokens; a stride below the block slides the window. At most `limit` windows' worth of tokens.
-    Predictions of others that read the same tokens are compared with those of `reference`.
+    Block and stride in tokens; a stride below the block slides the window. At most `limit` windows' worth of tokens; a
+    limit that leaves nothing out is none (`among`). Predictions of others that read the same tokens are compared with
+    those of `reference`.
     """
 
     text: Callable[[PreTrainedTokenizerBase], TokenData]
@@ -50,6 +54,17 @@ class Ppl:
     @property
     def limited(self) -> bool:
         return self.limit is not None
+
+    def among(self, contestants: Sequence[Contestant]) -> "Ppl":
+        """The task as these take part in it: the others compared with the source, and no limit if it limits nobody."""
+        reference = next((one for one in contestants if one.role == "source"), None)
+        limits = [self._limit(one) for one in contestants]
+        return replace(self, reference=reference, limit=next((limit for limit in limits if limit is not None), None))
+
+    def _limit(self, one: Contestant) -> int | None:
+        """The limit where the contestant's text is longer."""
+        whole = self.limit is None or self.limit * self.block >= len(self.text(one.tokenizer).valid)
+        return None if whole else self.limit
 
     def protocol(self, compared: bool = False) -> Protocol:
         """The windows; half as many at once where two models' logits are held."""
@@ -73,11 +88,23 @@ class Ppl:
 
     def tokens(self, one: Contestant) -> Tensor:
         """The tokens that are scored (N,)."""
-        return self.text(one.tokenizer).valid_tensor(None if self.limit is None else self.limit * self.block)
+        limit = self._limit(one)
+        return self.text(one.tokenizer).valid_tensor(None if limit is None else limit * self.block)
+
+    def incomparable(self, first: Contestant, other: Contestant) -> Incomparable | None:
+        """What is per token where tokens differ; everything where they stand for another stretch of text."""
+        ours, theirs = self.tokens(first), self.tokens(other)
+        if torch.equal(ours, theirs):
+            return None
+        if documents(first.tokenizer, ours) == documents(other.tokenizer, theirs):
+            return Incomparable(_PER_TOKEN, "other tokens of the same text")
+        return Incomparable(
+            (*_PER_TOKEN, *_PER_TEXT), "another stretch of text; score a whole one, --data FILE without a limit"
+        )
 
     def key(self, one: Contestant) -> Key:
         """Weights, text (which names the tokenizer too), window, and the weights compared with."""
-        window = {"limit": self.limit, "block": self.block, "stride": self.stride}
+        window = {"limit": self._limit(one), "block": self.block, "stride": self.stride, "form": _FORM}
         beside = {"reference": self.reference.sha256} if self.compared(one) else {}
         return {"sha256": one.sha256, "data": self.text(one.tokenizer).sha256, **window, **beside}
 
@@ -97,8 +124,8 @@ class Ppl:
 
         def watch(windows_done: int, _: int) -> None:
             nonlocal done
-            turn.tick(windows_done // protocol.batch - done)
-            done = windows_done // protocol.batch
+            turn.tick(math.ceil(windows_done / protocol.batch) - done)
+            done = math.ceil(windows_done / protocol.batch)
 
         sizes = None if table is None else table[tokens]
         model = one.load().to(best_device())
@@ -115,12 +142,15 @@ class Ppl:
 
 
 def count_words(tokenizer: PreTrainedTokenizerBase, tokens: Tensor) -> int:
-    """Words, which white space separates, in the text of tokens (N,)."""
-    pieces = [
-        tokenizer.decode(part.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for part in tokens.split(_DECODED_AT_ONCE)
-    ]
-    return len("".join(pieces).split())
+    """Words, which white space or the end of a document separates, in the text of tokens (N,)."""
+    return sum(len(text.split()) for text in documents(tokenizer, tokens))
+
+
+def documents(tokenizer: PreTrainedTokenizerBase, tokens: Tensor) -> list[str]:
+    """The texts that special tokens separate in tokens (N,)."""
+    special = set(tokenizer.all_special_ids)
+    rows = [list(row) for ends, row in groupby(tokens.tolist(), special.__contains__) if not ends]
+    return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in rows]
 
 
 def per_word(found: Perplexity, words: int) -> float | None:

@@ -1,12 +1,16 @@
 """What was scored, kept as one JSON file a task: an entry is written as it is done, and used again for the same key."""
 
+import fcntl
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from momify.errors import MomifyError
-from momify.files import read_json, write_json
+from momify.files import disk_errors, read_json, write_json
 
 Key = dict[str, str | int | float | bool | None]
 """All that decides a number besides the seed: hashes of weights, tokenizer and data, and the protocol's settings."""
@@ -38,17 +42,35 @@ class Results:
     def __init__(self, path: Path, task: str) -> None:
         self.path, self.task, self.entries = path, task, read_results(path)
 
-    def find(self, role: str, seed: int | None, key: Key) -> Score | None:
-        """The score under this seed and key, if there is one: of `role`, or of another with the same weights."""
+    def find(self, seed: int | None, key: Key) -> Score | None:
+        """The score under this seed and key, if there is one, of whatever role: the weights are the same."""
+        same = [entry for entry in self.entries if entry.seed == seed and entry.key == key]
+        return same[-1].score if same else None
+
+    def share(self, role: str, seed: int | None, key: Key) -> None:
+        """Keep the score of another role with the same weights under `role` too, where it is not yet."""
         same = [entry for entry in self.entries if entry.seed == seed and entry.key == key]
         if same and all(entry.role != role for entry in same):
             self.add(Entry(role, seed, key, same[-1].score))
-        return same[-1].score if same else None
 
     def add(self, entry: Entry) -> None:
         """Keep one more score, on disk before this returns, beside those of another process that scores other seeds."""
-        self.entries = [*read_results(self.path), entry]
-        write_json(self.path, {"task": self.task, "entries": [asdict(one) for one in self.entries]})
+        with _alone_in(self.path.parent):
+            self.entries = [*read_results(self.path), entry]
+            write_json(self.path, {"task": self.task, "entries": [asdict(one) for one in self.entries]})
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let other processes of this machine that write here wait; the system lets go of it however this one ends."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def read_results(path: Path) -> list[Entry]:

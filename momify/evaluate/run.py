@@ -59,6 +59,8 @@ def evaluate(tasks: list[Task], contestants: list[Contestant], seeds: list[int],
             if _find(unit, kept) is not None:
                 place.say(f"{unit.words}: the score is kept, but not the fine-tuned model; it is trained again")
             _make(unit, kept[unit.task.name], place, meter)
+    for unit in units:
+        kept[unit.task.name].share(unit.one.role, unit.seed, unit.task.key(unit.one))
     return [_outcome(task, [unit for unit in units if unit.task is task], kept) for task in tasks]
 
 
@@ -86,7 +88,7 @@ class _Meter:
 
 
 def _find(unit: _Unit, kept: dict[str, Results]) -> Score | None:
-    return kept[unit.task.name].find(unit.one.role, unit.seed, unit.task.key(unit.one))
+    return kept[unit.task.name].find(unit.seed, unit.task.key(unit.one))
 
 
 def _is_done(unit: _Unit, kept: dict[str, Results], place: Place) -> bool:
@@ -131,5 +133,8 @@ def _outcome(task: Task, units: list[_Unit], kept: dict[str, Results]) -> Outcom
     scores: dict[str, list[Score]] = {}
     for unit in units:
         scores.setdefault(unit.one.role, []).append(_find(unit, kept))
-    weights = {unit.one.role: unit.one.sha256 for unit in units}
-    return Outcome(task, tuple(dict.fromkeys(unit.seed for unit in units)), scores, task.baselines(), weights)
+    ones = {unit.one.role: unit.one for unit in units}
+    first, *others = ones.values()
+    apart = {one.role: found for one in others if (found := task.incomparable(first, one))}
+    weights, seeds = {role: one.sha256 for role, one in ones.items()}, dict.fromkeys(unit.seed for unit in units)
+    return Outcome(task, tuple(seeds), scores, task.baselines(), weights, apart)

@@ -9,11 +9,10 @@ Example = TypeVar("Example")
 
 @dataclass(frozen=True)
 class Split(Generic[Example]):
-    """Examples to train or to score on, out of how many, from which file."""
+    """Examples to train or to score on, out of how many."""
 
     examples: tuple[Example, ...]
     whole: int
-    origin: str
 
     @property
     def limited(self) -> bool:

@@ -1,7 +1,7 @@
 """What every task looks like to the loop that runs it, and what that loop gives back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,14 @@ class Baseline:
     name: str
     how: str
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Incomparable:
+    """Metrics of two contestants whose difference would say nothing, and why."""
+
+    metrics: tuple[str, ...]
+    why: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,10 @@ class Task(Protocol):
         """Score `one`, telling `turn.tick` of work done."""
         ...
 
+    def incomparable(self, first: Contestant, other: Contestant) -> Incomparable | None:
+        """What of two contestants' scores must not be set against each other; None where everything may."""
+        ...
+
     def baselines(self) -> list[Baseline]:
         """What the same metrics are without a model; empty where nothing is worth saying."""
         ...
@@ -67,10 +79,11 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The scores of one task: by role, one a seed; and the hash of each role's weights."""
+    """The scores of one task: by role, one a seed; hashes of weights; by role what is not comparable to the first's."""
 
     task: Task
     seeds: tuple[int | None, ...]
     scores: dict[str, list[Score]]
     baselines: list[Baseline]
     sha256: dict[str, str]
+    incomparable: dict[str, Incomparable] = field(default_factory=dict)

@@ -88,20 +88,19 @@ class Xsum(Learned):
         set_seed(turn.seed)
         use_cache, model.config.use_cache = model.config.use_cache, False
         rows = reader.training(self.data.train.examples)
-        check_vocabulary([ids for ids, _ in rows], model.config.vocab_size)
+        prompts = reader.prompts([pair.document for pair in self.data.scored.examples])
+        check_vocabulary([*(ids for ids, _ in rows), *prompts], model.config.vocab_size)  # before hours of training
         fine_tune(model, self._steps(rows, reader, turn.seed), self.settings.steps(len(rows)), summary_loss,
                   self.settings, turn.tick)  # fmt: skip
         model.config.use_cache = use_cache
-        summaries = self.write(model, reader, turn)
+        summaries = self.write(model, reader, prompts, turn)
         if turn.keep:
             keep_head(turn.keep, model, one.tokenizer)
         references = [pair.summary for pair in self.data.scored.examples]
         return Score(rouge(references, summaries), self._protocol(reader.length))
 
-    def write(self, model: PreTrainedModel, reader: "Reader", turn: Turn) -> list[str]:
-        """A summary of each document that is scored, in order."""
-        prompts = [reader.prompt(document) for document in encode(
-            reader.tokenizer, [pair.document for pair in self.data.scored.examples])]  # fmt: skip
+    def write(self, model: PreTrainedModel, reader: "Reader", prompts: list[Ids], turn: Turn) -> list[str]:
+        """What follows each prompt, in order."""
         written = [""] * len(prompts)
         for places in by_length([len(prompt) for prompt in prompts], _DECODED_AT_ONCE):
             with torch.no_grad(), autocast(model, self.settings):
@@ -159,6 +158,10 @@ class Reader:
     def prompt(self, document: Ids) -> Ids:
         """What a summary is to follow."""
         return [*document[: self.length - self.new - len(self.between)], *self.between]
+
+    def prompts(self, documents: Sequence[str]) -> list[Ids]:
+        """What a summary of each document is to follow."""
+        return [self.prompt(document) for document in encode(self.tokenizer, documents)]
 
     def training(self, pairs: Sequence[Pair]) -> list[tuple[Ids, int]]:
         """Each pair's ids and how many of them, at the end, are to be learned."""

@@ -85,7 +85,7 @@ def _from_file(path: Path) -> Split[Pair]:
     pairs = tuple(_pair(path, number, row) for number, row in read(path))
     if not pairs:
         raise MomifyError(f"{path} holds no pairs; give a file with the columns document and summary")
-    return Split(pairs, len(pairs), str(path))
+    return Split(pairs, len(pairs))
 
 
 def _pair(origin: object, number: int, row: dict[str, Any]) -> Pair:
@@ -95,7 +95,8 @@ def _pair(origin: object, number: int, row: dict[str, Any]) -> Pair:
             known = ", ".join(shown(str(name)) for name in list(row)[:20]) or "none"
             raise MomifyError(f"{origin} line {number} has no column {column!r}; it has: {known}")
         if not isinstance(row[column], str) or not row[column].strip():
-            kind = "empty" if isinstance(row[column], str) else f"a {type(row[column]).__name__}"
+            kinds = {str: "empty", type(None): "missing"}
+            kind = kinds.get(type(row[column]), f"a {type(row[column]).__name__}")
             raise MomifyError(f"{origin} line {number}: {column} is {kind}; give a text, or drop the row")
     return Pair(row["document"], row["summary"])
 
@@ -115,13 +116,21 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.DictReader(io.StringIO(decode(read_bytes(path), path), newline=""), strict=True)
+    before = csv.field_size_limit(_LONGEST_CELL)  # the whole process's
     try:
-        for row in reader:
-            yield reader.line_num, {name: value for name, value in row.items() if name is not None}
+        rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise MomifyError(f'{path} line {reader.line_num} is not CSV ({error}); quote texts by "') from None
+    finally:
+        csv.field_size_limit(before)
+    for number, row in rows:
+        if None in row:  # what stands beyond the last column
+            raise MomifyError(
+                f"{path} line {number} has {len(row) - 1 + len(row[None])} columns instead of {len(row) - 1}; "
+                'quote texts by "'
+            )
+        yield number, row
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -144,4 +153,4 @@ def _from_hub(split: str) -> Split[Pair]:
     ]
     if not pairs:
         raise MomifyError(f"{HUB} {split} holds no pairs; give a local copy with --data-dir")
-    return Split(tuple(pairs), len(pairs), f"{HUB} {split}")
+    return Split(tuple(pairs), len(pairs))

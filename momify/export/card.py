@@ -5,15 +5,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+from momify.amounts import amount, size
+from momify.convert.source import HUB_NAME
+from momify.convert.stored_mom import model_class
 from momify.export.written import Written
 from momify.measure.cost import attention_steps, kv_bytes_per_token, parameters
-from momify.model import MomConfig
+from momify.model import MomConfig, MomForCausalLM
 from momify.model.config import OLDEST
 from momify.report.markdown import escape, fenced, table
-from momify.report.words import amount, apart, perplexity_text, size
+from momify.report.words import apart, perplexity_text
 
 Json = dict[str, Any]
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 _USE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,13 +25,17 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_co
 inputs = tokenizer("Hello", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0]))"""
 _USE_GPT2 = _USE.replace(", trust_remote_code=True", "")
+_USE_CLASSIFIER = _USE.replace("AutoModelForCausalLM", "AutoModelForSequenceClassification").replace(
+    "tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0])", "model(**inputs).logits.softmax(-1)"
+)
 
 
 def model_card(config: Json, provenance: Json, report: Json | None = None) -> str:
     """README.md from config.json, momify.json and, where there is one, report.json."""
-    source = _display(_recorded(provenance))
+    source, classifies = _display(_recorded(provenance)), model_class(config) is not MomForCausalLM
+    task = "text-classification" if classifies else "text-generation"
     sections = [
-        _front_matter(_recorded(provenance), "momify, mixture-of-modules, gpt2"),
+        _front_matter(_recorded(provenance), "momify, mixture-of-modules, gpt2", task),
         f"# {escape(source or 'A GPT-2')} as a Mixture of Modules",
         "A GPT-2 taken apart into a pool of attention and feed-forward modules; a router picks a module, or SKIP, "
         "for each token at each step ([Mixture-of-Modules](https://arxiv.org/abs/2407.06677)). Made by momify.",
@@ -37,7 +43,7 @@ def model_card(config: Json, provenance: Json, report: Json | None = None) -> st
         "## Use",
         f"The model's code lies in this folder and needs torch and transformers {OLDEST} or newer, nothing else; "
         "`trust_remote_code=True` lets it run. Read it first if you do not know where the folder comes from.",
-        fenced(_USE, "python"),
+        fenced(_USE_CLASSIFIER if classifies else _USE, "python"),
         "## Shape",
         _shape(MomConfig.from_dict(config)),
         _origin(source, provenance),
@@ -74,14 +80,14 @@ def _recorded(provenance: Json) -> str | None:
 
 def _display(name: str | None) -> str | None:
     """A source's name without the folders of the machine that converted it."""
-    return name if name is None or _HUB_NAME.fullmatch(name) else re.split(r"[\\/]", name.rstrip("\\/"))[-1]
+    return name if name is None or HUB_NAME.fullmatch(name) else re.split(r"[\\/]", name.rstrip("\\/"))[-1]
 
 
-def _front_matter(name: str | None, tags: str) -> str:
+def _front_matter(name: str | None, tags: str, task: str = "text-generation") -> str:
     """What the hub reads; JSON strings are YAML strings, so nothing in a name can break out of its line."""
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {task}"]
     lines.append(f"tags: [{tags}]")
-    if name and _HUB_NAME.fullmatch(name) and not Path(name).exists():  # a folder is no base model
+    if name and HUB_NAME.fullmatch(name) and not Path(name).exists():  # a folder is no base model
         lines.append(f"base_model: {json.dumps(name)}")
     return "\n".join([*lines, "---"])
 
@@ -91,7 +97,7 @@ def _numbers(report: Json | None) -> str:
         return ""
     found = report["perplexity"]
     told = apart(found.get("mom_trained") or found.get("mom_start") or {})
-    return f"**{escape(report['verdict'])}.** Perplexity on held-out text: {escape(found['protocol'])}.{told}"
+    return f"**{escape(report['verdict'])}.** Perplexity: {escape(found['protocol'])}.{told}"
 
 
 def _quality(report: Json | None) -> str:
@@ -101,7 +107,7 @@ def _quality(report: Json | None) -> str:
     found = report["perplexity"]
     before, after = found["source"], found["mom_trained"] or found["mom_start"]
     change = f"{perplexity_text(before)} -> {perplexity_text(after)}"
-    return f"**Perplexity on held-out text {escape(change)}**: {escape(found['protocol'])}.{apart(after)}"
+    return f"**Perplexity {escape(change)}**: {escape(found['protocol'])}.{apart(after or {})}"
 
 
 def _shape(config: MomConfig) -> str:

@@ -6,12 +6,11 @@ from functools import reduce
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.initialization import no_init_weights
 
-from momify.convert.source import LEARNED_ACTIVATIONS
-from momify.convert.stored_mom import HEAD, StoredMom, open_mom
+from momify.convert.assemble import SHARED_FIELDS
+from momify.convert.stored_mom import HEAD, StoredMom, model_class, open_mom
 from momify.convert.weight_files import inside, read_json
 from momify.errors import MomifyError
 from momify.export.card import gpt2_card
@@ -19,13 +18,8 @@ from momify.export.fold import carries_linear, gpt2_state
 from momify.export.folder import PROVENANCE, Json, check_target, companions, provenance
 from momify.export.packing import Layer, fixed_halves, is_patch, pack
 from momify.export.written import Written
-from momify.files import disk_errors, whole_folder, write_json, write_text
-from momify.model import MomConfig
-
-SHARED_FIELDS = (  # same name and meaning in MomConfig and GPT2Config
-    "vocab_size", "n_positions", "activation_function", "layer_norm_epsilon", "initializer_range",
-    "embd_pdrop", "attn_pdrop", "resid_pdrop", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
-)  # fmt: skip
+from momify.files import whole_folder, write_json, write_text
+from momify.model import MomConfig, MomForCausalLM
 
 
 def export_gpt2(
@@ -47,10 +41,9 @@ def export_gpt2(
     written = Written(stored.config, config, layers, _source_layers(record))
     model = build_gpt2(stored, config, layers)
     with whole_folder(target) as folder:
-        with disk_errors(target, (SafetensorError,)):
-            model.save_pretrained(folder)
-            for path in companions(model_folder):
-                shutil.copyfile(path, folder / path.name)
+        model.save_pretrained(folder)
+        for path in companions(model_folder):
+            shutil.copyfile(path, folder / path.name)
         write_json(folder / PROVENANCE, record)
         write_text(folder / "README.md", gpt2_card(written, record, report))
     for line in (*written.lines(), written.changes()):
@@ -63,8 +56,7 @@ def _open(folder: Path) -> StoredMom:
     if not folder.is_dir():
         raise MomifyError(f"model folder {folder} does not exist; give a folder that momify convert or train wrote")
     path = inside(folder, "config.json")
-    kinds = read_json(path).get("architectures") if path.is_file() else None
-    if isinstance(kinds, list) and "MomForSequenceClassification" in kinds:
+    if path.is_file() and model_class(read_json(path)) is not MomForCausalLM:
         raise MomifyError(f"{folder} holds a classifier; --format gpt2 writes language models, use --format mom")
     return open_mom(folder)
 
@@ -77,17 +69,10 @@ def _source_layers(record: Json) -> int | None:
 
 
 def gpt2_config(config: MomConfig, layers: int) -> GPT2Config:
-    """The GPT-2 of `layers` layers that a MoM of `config` is written as.
-
-    Raises MomifyError for an activation with parameters of its own, which a GPT-2's file has no place for.
-    """
-    if config.activation_function in LEARNED_ACTIVATIONS:
-        raise MomifyError(
-            f"activation_function {config.activation_function!r} has parameters of its own, for which GPT-2's "
-            "names have no place; export it with --format mom"
-        )
+    """The GPT-2 of `layers` layers that a MoM of `config` is written as."""
     return GPT2Config(
         **{name: getattr(config, name) for name in SHARED_FIELDS},
+        tie_word_embeddings=config.tie_word_embeddings,
         n_embd=config.hidden_size,
         n_head=config.num_attention_heads,
         n_inner=config.intermediate_size,

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from momify.convert.homes import NOUNS
 from momify.errors import MomifyError
 from momify.model import HalfStep, MomConfig, half_steps
-
-_NOUNS = {"mha": "attention", "ffn": "feed-forward"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def fixed_halves(config: MomConfig) -> tuple[HalfStep, ...]:
     if choosing:
         first = choosing[0]
         raise MomifyError(
-            f"tokens choose at {len(choosing)} of {len(halves)} half-steps (first: {_NOUNS[first.kind]} of step "
+            f"tokens choose at {len(choosing)} of {len(halves)} half-steps (first: {NOUNS[first.kind]} of step "
             f"{first.step}, {len(first.reach)} choices, K = {config.modules_per_token}), which no plain GPT-2 can; "
             "use --format mom, or convert with mom.reach=home"
         )

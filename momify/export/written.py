@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from transformers import GPT2Config
 
+from momify.amounts import amount, size
 from momify.export.packing import Layer, is_patch
 from momify.measure.cost import dense_macs, kv_bytes_per_token, mom_macs, parameters, planned_usage
 from momify.model import HalfStep, MomConfig
-from momify.report.words import amount, size
 
 
 @dataclass(frozen=True)

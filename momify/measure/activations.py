@@ -2,7 +2,8 @@
 
 A forward pass is walked half-step by half-step. Each has moments at which much is alive at once; the largest, together
 with the keys and values that the cache has taken up by then, is the peak. The moments are those of this project's
-model and of transformers' GPT-2 with fused attention (no T x T matrix is ever held), without gradients.
+model with fused attention (no T x T matrix is ever held), without gradients. A GPT-2 counts as a MoM that leaves
+nothing out, so that what differs is what was removed; transformers' own holds more.
 Legend: n = B*T tokens of the call, S tokens in the cache before it, D width, I inner width.
 """
 
@@ -11,9 +12,8 @@ from dataclasses import dataclass
 
 from momify.measure.cost import HalfStep, Shape, Sized, shape_of
 
-# Tensors of n x I that an activation function holds at once, its input among them: transformers writes some of GPT-2's
-# out in single operators, a MoM's are one operator each.
-ALIVE_IN_ACTIVATION = {"gelu_new": 4, "gelu_fast": 4, "quick_gelu": 3}
+# Tensors of n x I that an activation function holds at once, its input among them, where it is several operators.
+ALIVE_IN_ACTIVATION = {"quick_gelu": 3}
 ONE_OPERATOR = 2
 KEPT_PER_PICK = 8  # bytes that a pick leaves until the pass ends, for the record: its module
 KEPT_PER_ROW = 16  # of rows that were sorted: whose they are, and where they stand
@@ -59,9 +59,8 @@ def activation_bytes(config: Sized, usage: Sequence[HalfStep], call: Call) -> in
 
 
 def _standing(s: Shape, call: Call) -> int:
-    """Values alive throughout: token embeddings, the positions' (or, in a MoM, the sum of both), the step's input."""
-    positions = call.tokens if s.dense else call.rows
-    return (2 * call.rows + positions) * s.width
+    """Values alive throughout: token embeddings, their sum with the positions', the step's input."""
+    return 3 * call.rows * s.width
 
 
 def _kept(s: Shape, half: HalfStep, call: Call) -> int:
@@ -77,11 +76,11 @@ def _kept(s: Shape, half: HalfStep, call: Call) -> int:
 def _attention(s: Shape, half: HalfStep, call: Call) -> int:
     """Values alive beside the cache: normalised input, then q, k, v, then attention's output and its projection.
 
-    A cache grows by copying: a GPT-2 keeps a step's old keys until the new are there, a MoM keys and values.
+    A cache that grows keeps a step's old keys and values until the new are there.
     """
     n, d = call.rows, s.width
     standing = _standing(s, call) + n * d
-    joining = (3 * n + (1 if s.dense else 2) * call.batch * call.past) * d
+    joining = (3 * n + 2 * call.batch * call.past) * d
     projecting = n * d + _routed(s, half, call, 2 * d, n) if half.kept else _routed(s, half, call, 3 * d, half.rows)
     leaving = (4 * n * d + _routed(s, half, call, d, half.rows)) if half.queries else 0
     return standing + max(joining, projecting + _delta(s, half), leaving + _delta(s, half))
@@ -106,10 +105,8 @@ def _feed_forward(s: Shape, half: HalfStep, call: Call, attended: bool) -> int:
     """The normalised input, attention's output and its sum where it ran, and the inner activations of one group."""
     n, d = call.rows, s.width
     largest = half.rows if half.largest is None else half.largest
-    if s.dense:
-        inner = ALIVE_IN_ACTIVATION.get(s.activation, ONE_OPERATOR) * s.inner * largest
-    else:
-        inner = (ONE_OPERATOR * s.inner + d) * largest  # both are still there while the second product is taken
+    alive = ALIVE_IN_ACTIVATION.get(s.activation, ONE_OPERATOR) * s.inner
+    inner = max(alive, ONE_OPERATOR * s.inner + d) * largest  # input and output are there for the second product
     group = (half.rows * d if _sorted(s, half) else 0) + inner + _delta(s, half)
     held = (3 if attended else 1) * n * d
     return _standing(s, call) + held + max(group, _routed(s, half, call, d, half.rows))

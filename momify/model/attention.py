@@ -22,6 +22,7 @@ class Scene:
     """What all attention half-steps of one forward pass share."""
 
     batch: int  # B
+    tokens: int  # T
     heads: int  # N
     mask: Tensor | None  # (B, 1, T, S) bool or additive; None: plain causal
     cache: Cache | None
@@ -86,7 +87,7 @@ def project(x_hat: Tensor, half: HalfStep, picks: Picks, scene: Scene) -> tuple[
 
 def _split_heads(x: Tensor, scene: Scene) -> Tensor:
     """(n, D) -> (B, N, T, D/N)."""
-    return x.reshape(scene.batch, -1, scene.heads, x.shape[1] // scene.heads).transpose(1, 2)
+    return x.unflatten(1, (scene.heads, -1)).unflatten(0, (scene.batch, scene.tokens)).transpose(1, 2)
 
 
 def _remember(key_value: Tensor, half: HalfStep, picks: Picks, scene: Scene) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -95,7 +96,7 @@ def _remember(key_value: Tensor, half: HalfStep, picks: Picks, scene: Scene) -> 
     keep is None where every key may be seen.
     """
     key, value = (_split_heads(part, scene) for part in key_value.chunk(2, dim=1))
-    keep = (picks.modules != half.skip).any(dim=1).reshape(scene.batch, -1) if half.masks_keys else None
+    keep = (picks.modules != half.skip).any(dim=1).reshape(scene.batch, scene.tokens) if half.masks_keys else None
     if scene.cache is None or half.slot is None:
         return key, value, keep
     layer = roomy_layer(scene.cache, half.slot, keyed=half.masks_keys)

@@ -33,9 +33,8 @@ class MomForSequenceClassification(MomPreTrainedModel):
         """Logits (B, labels), and the loss for labels: (B,) classes, (B,) numbers, or (B, labels) several.
 
         Keywords of MomModel (`output_router_logits`, ...) are passed on. Raises ValueError where a batch of
-        several rows gives no way to tell padding.
+        several rows gives no way to tell padding, and as MomModel.
         """
-        last = self._last_tokens(input_ids, attention_mask, inputs_embeds)
         body = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -44,6 +43,7 @@ class MomForSequenceClassification(MomPreTrainedModel):
             **{**kwargs, "return_dict": True},
         )
         x = body.last_hidden_state  # (B, T, D)
+        last = self._last_tokens(input_ids, attention_mask, inputs_embeds)
         logits = self.score(x[torch.arange(x.shape[0], device=x.device), last])  # (B, labels)
         loss = None
         if labels is not None:
@@ -69,6 +69,8 @@ class MomForSequenceClassification(MomPreTrainedModel):
             real = input_ids != pad
         elif len(input_ids if embeds is None else embeds) == 1:
             return -1
+        elif input_ids is None:
+            raise ValueError("inputs_embeds of several rows do not show what is padding; give attention_mask")
         else:
             raise ValueError("pad_token_id is None for a batch of several rows; set it, or give attention_mask")
         return (real * torch.arange(real.shape[1], device=real.device)).argmax(dim=1)

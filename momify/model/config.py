@@ -21,6 +21,9 @@ def check_version(version: str) -> None:
         )
 
 
+LEARNED_ACTIVATIONS = ("prelu", "xielu")
+"""They own parameters, which lie in no pool and for which GPT-2's names have no place."""
+
 check_version(__version__)
 
 from transformers import PreTrainedConfig  # noqa: E402 - older ones have no such name
@@ -124,11 +127,6 @@ class MomConfig(PreTrainedConfig):
         fixed = [step for step, reach in enumerate(self.reach(kind)) if len(reach) == 1 and reach != [modules]]
         return [step for step in fixed if uses[homes[step]] > 1] if self.step_rank else []
 
-    def mha_slot(self, step: int) -> int | None:
-        """Cache slot of a step's keys and values, numbered from 0 in step order; None without attention."""
-        running = self.running("mha")
-        return running.index(step) if step in running else None
-
     def _check_sizes(self) -> None:
         """Whole numbers that must be at least one, and heads that must divide the width."""
         for name in (
@@ -165,9 +163,10 @@ class MomConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is 0; use a number above 0")
         _check_real("home_bias", self.home_bias)
         _check_real("router_threshold", self.router_threshold)
-        if self.activation_function not in ACT2FN:
+        if self.activation_function not in ACT2FN or self.activation_function in LEARNED_ACTIVATIONS:
             raise ValueError(
-                f"activation_function {self.activation_function!r} is unknown; use one of transformers.ACT2FN"
+                f"activation_function {self.activation_function!r} is unknown or has own parameters; use another of "
+                "transformers.ACT2FN"
             )
         if self.skipped_keys not in ("home", "masked"):
             raise ValueError(f"skipped_keys is {self.skipped_keys!r}; use 'home' or 'masked'")

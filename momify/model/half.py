@@ -82,7 +82,7 @@ def execute(x_hat: Tensor, half: HalfStep, picks: Picks, shared: Pass) -> tuple[
     y, report = (_attend if half.kind == "mha" else _feed)(x_hat, half, picks, shared)
     if half.patch is not None:
         patch = patch_skipped(x_hat, half, picks, shared.patches[half.kind][half.patch], shared.backend)
-        y = patch if y is None else y if patch is None else y + patch
+        y = y + patch if y is not None and patch is not None else (patch if y is None else y)
     return y, report
 
 

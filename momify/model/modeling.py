@@ -124,7 +124,7 @@ class MomModel(MomPreTrainedModel):
         past_key_values and cache are one thing, by the name that transformers had until 5.23 and has since.
         attention_mask (B, S) marks padding by 0; positions count its ones unless position_ids are given. `observe` is
         shown the residual before each half-step and behind the last. Raises ValueError for neither or both inputs, too
-        many tokens, or attentions asked of another than eager.
+        many tokens, earlier keys while checkpointing, or attentions asked of another than eager.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and not both")
@@ -167,6 +167,11 @@ class MomModel(MomPreTrainedModel):
     def _cache(self, past: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to work on: none while checkpointing, as the steps run a second time in backward."""
         if self.gradient_checkpointing and self.training:
+            if past is not None and past.get_seq_length():
+                raise ValueError(
+                    "past_key_values holds keys, which a training that checkpoints cannot use; call model.eval() or "
+                    "model.gradient_checkpointing_disable()"
+                )
             return None
         if past is not None:
             return past
@@ -179,13 +184,18 @@ class MomModel(MomPreTrainedModel):
         past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = default_positions(embeds, attention_mask, past)
-            if attention_mask is None and past + embeds.shape[1] > self.config.n_positions:
-                raise ValueError(
-                    f"input of {past + embeds.shape[1]} tokens is longer than n_positions "
-                    f"{self.config.n_positions}; shorten it"
-                )
+        self._check_positions(past + embeds.shape[1], position_ids)
         x = embeds + self.wpe(position_ids)
         return F.dropout(x, p=self.config.embd_pdrop) if self.training else x
+
+    def _check_positions(self, tokens: int, position_ids: Tensor) -> None:
+        """Raise ValueError for positions that there are none of.
+
+        A length that fits is enough to know, as to look at positions waits for the device; a longer one may be padding.
+        """
+        most = self.config.n_positions
+        if isinstance(tokens, int) and tokens > most and (used := int(position_ids.max()) + 1) > most:
+            raise ValueError(f"input of {used} tokens is longer than n_positions {most}; shorten it")
 
     def _prepare(
         self, embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
@@ -198,6 +208,7 @@ class MomModel(MomPreTrainedModel):
         backend, qkv = choose_backend(embeds.device, embeds.dtype), self.mha.qkv()
         scene = Scene(
             batch=embeds.shape[0],
+            tokens=embeds.shape[1],
             heads=config.num_attention_heads,
             mask=mask,
             cache=cache,

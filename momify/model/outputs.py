@@ -63,7 +63,8 @@ class MomCausalLMOutput(CausalLMOutputWithPast):
     """Output of MomForCausalLM.
 
     Of transformers' fields: loss (), logits (B, T or what logits_to_keep leaves, vocabulary), hidden_states H + 1 times
-    (B, T, D) before each step and after ln_f, attentions (B, N, T, S) per attention half-step.
+    (B, T, D) before each step and after ln_f, attentions (B, N, T, S) per attention half-step, None where no token
+    attended (all skipped).
     """
 
     router_logits: tuple[Tensor, ...] | None = None  # (n, M+1) per routed half-step, in execution order

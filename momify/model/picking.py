@@ -34,6 +34,7 @@ class Picks:
     modules: Tensor | None = None  # (n, K), M for SKIP; None where there is one choice, the home
     gates: Tensor | None = None  # (n, K); None for all ones
     logits: Tensor | None = None  # (n, M+1); None if there is no choice
+    scores: Tensor | None = None  # (n, K), of which gates are the softmax; None for K = 1
 
     def key_modules(self, half: HalfStep) -> Tensor:
         """(n, K): whose key and value each pick takes; the home's for the part of a token that lies on SKIP.
@@ -57,7 +58,8 @@ def pick(x_hat: Tensor, half: HalfStep, router: StepRouter | None, choosing: Cho
         return Picks(make_plan(modules, None, half.skip, wait), modules, None, logits)
     choice = choose(logits, min(choosing.k, len(half.reach)), choosing.tau, choosing.explore)
     plan = make_plan(choice.modules, choice.gates, half.skip, wait)
-    return Picks(plan, choice.modules, choice.gates, logits)
+    scores = None if choosing.explore else logits.gather(1, choice.modules) / choosing.tau
+    return Picks(plan, choice.modules, choice.gates, logits, scores)
 
 
 def module_shares(picks: Picks, skip: int) -> Tensor | None:
@@ -68,7 +70,8 @@ def module_shares(picks: Picks, skip: int) -> Tensor | None:
     if picks.gates is None:
         return None
     live = picks.modules != skip
-    gates = picks.gates * live
-    total = gates.sum(dim=1, keepdim=True).clamp_min(torch.finfo(gates.dtype).tiny)
+    shares = picks.gates  # two that explore are 1 together
+    if picks.scores is not None:  # gates beside a far likelier SKIP may be 0, all of them: nothing to divide by
+        shares = torch.softmax(picks.scores.masked_fill(~live, torch.finfo(picks.scores.dtype).min), dim=1)
     alone = live.sum(dim=1, keepdim=True) <= 1
-    return torch.where(alone, live.to(gates.dtype), gates / total)
+    return torch.where(alone, live.to(shares.dtype), shares)

@@ -22,7 +22,7 @@ def plan(
     mha: Annotated[int | None, typer.Option(help="Attention modules to keep.", show_default=False)] = None,
     ffn: Annotated[int | None, typer.Option(help="Feed-forward modules to keep.", show_default=False)] = None,
     depth: Annotated[int | None, typer.Option(help="Steps H; as the source if left out.")] = None,
-    top_k: Annotated[int, typer.Option(help="Modules per token and half-step, K.")] = 1,
+    top_k: Annotated[int | None, typer.Option(help="Modules per token and half-step, K; 1 if left out.")] = None,
     mha_steps: Annotated[int | None, typer.Option(help="Steps that run attention; one per module if left out.")] = None,
     ffn_steps: Annotated[
         int | None, typer.Option(help="Steps that run a feed-forward module; one per module if left out.")
@@ -30,7 +30,9 @@ def plan(
     reach: Annotated[
         str | None, typer.Option(help="What a running step may choose: all, skip, home; home where K is 1 if left out.")
     ] = None,
-    patch_rank: Annotated[int, typer.Option(min=0, help="Rank of what SKIP adds in a removed half's place.")] = 0,
+    patch_rank: Annotated[
+        int | None, typer.Option(min=0, help="Rank of what SKIP adds in a removed half's place; 0 if left out.")
+    ] = None,
     step_rank: Annotated[
         int | None, typer.Option(min=0, help="Rank of each step's change to a module it shares; 16 if left out.")
     ] = None,
@@ -52,22 +54,37 @@ def plan(
 
     screen, speed = Screen(Console(stderr=as_json)), training_speed(device, tflops)
     given = premises(model, tokens, overrides or ())
+    asked = {"mha": mha, "ffn": ffn, "depth": depth, "modules_per_token": top_k, "mha_steps": mha_steps,
+             "ffn_steps": ffn_steps, "reach": reach, "patch_rank": patch_rank, "step_rank": step_rank}  # fmt: skip
+    asked = {key: value for key, value in asked.items() if value is not None}
+    _check_said_once(model, given, asked, budget)
     if budget is not None:
         _show_search(given, budget, speed, screen, as_json)
         return
     if (mha is None) != (ffn is None) or (mha is None and given.request is None):
         raise MomifyError(f"a plan for {model} needs both --mha and --ffn, or --budget to search for them")
-    request = given.request
-    if mha is not None:
-        ranks = {"patch_rank": patch_rank, "step_rank": step_rank}
-        request = Request(mha, ffn, depth, top_k, mha_steps, ffn_steps, reach=reach, **ranks)
-    made = make_plan(given, request, speed)
+    made = make_plan(given, given.request or Request(**asked), speed)
     if as_json:
         typer.echo(json.dumps(made.to_dict(), indent=2))
         return
     screen.table(f"{given.name} at {given.block:,} tokens", HEAD, comparison(made.source, made.mom))
     for line in (FLAGS, *training_lines(made, given.train), made.line):
         typer.echo(line)
+
+
+def _check_said_once(model: str, given: "Premises", asked: dict[str, object], budget: str | None) -> None:
+    """Raise MomifyError where options, a recipe's mom block and --budget each would say what to convert to."""
+    key = next(iter(asked), "")
+    flag = "--top-k" if key == "modules_per_token" else f"--{key.replace('_', '-')}"
+    if asked and budget is not None:
+        raise MomifyError(f"{flag} says what --budget is to find; leave one of them out")
+    if asked and given.request:
+        raise MomifyError(f"{flag} does not go with {model}, whose mom block says it; give mom.{key}={asked[key]}")
+    if budget is not None and given.request:
+        raise MomifyError(
+            f"--budget does not go with {model}, whose mom block says what to convert to; "
+            f"search for its source alone: momify plan {given.name} --budget ..."
+        )
 
 
 def _show_search(given: "Premises", budget: str, speed: "Speed", screen: "Screen", as_json: bool) -> None:

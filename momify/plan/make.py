@@ -30,6 +30,8 @@ class Premises:
     train: TrainBlock
     block: int
     """Tokens of a sequence, in training and for the costs of one."""
+    line: str = ""
+    """The command that converts and trains, where a recipe says how; it says more than `momify convert` can be told."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def _of_recipe(path: Path, overrides: list[str]) -> Premises:
     else:
         name, dense = recipe.source.model, read_shape(recipe.source.model, recipe.source.revision)
     request = Request(**{key: getattr(recipe.mom, key) for key in REQUEST_KEYS}) if recipe.mom else None
-    return Premises(name, dense, request, recipe.train, recipe.data.block_length)
+    line = shlex.join(["momify", "train", str(path), *overrides]) if request else ""
+    return Premises(name, dense, request, recipe.train, recipe.data.block_length, line)
 
 
 def make_plan(given: Premises, request: Request, speed: Speed) -> Plan:
@@ -106,7 +109,7 @@ def make_plan(given: Premises, request: Request, speed: Speed) -> Plan:
         request=request,
         source=figures_of(given.dense, given.block),
         mom=figures_of(shape, given.block),
-        line=command(given.name, request, given.dense.steps),
+        line=given.line or command(given.name, request, given.dense.steps),
         training=training_cost(given.dense, shape, train, given.block, speed.flops_per_second),
         speed=speed,
         micro_batch=micro_batch_that_fits(given.dense, shape, train, given.block, DEVICES[speed.device]),

@@ -46,10 +46,10 @@ def dense_shape(config: dict[str, Any], name: str) -> Shape:
         remedy = "name the model it was made from" if kind == "mom" else "give a GPT-2"
         raise MomifyError(f"{name}: model_type is {kind!r}; momify plan starts from a gpt2 source, {remedy}")
     sizes = {"n_layer": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 1024} | config
-    sizes["n_inner"] = config.get("n_inner") or 4 * sizes["n_embd"]
-    for key in (*_WHOLE, "n_inner"):
+    for key in (*_WHOLE, *(["n_inner"] if config.get("n_inner") else [])):
         if not isinstance(sizes[key], int) or isinstance(sizes[key], bool) or sizes[key] < 1:
-            raise MomifyError(f"{name}: {key} is {sizes[key]!r}; it must be a whole number of at least 1")
+            raise MomifyError(f"{name}: {key} is {sizes[key]!r:.60}; it must be a whole number of at least 1")
+    sizes["n_inner"] = config.get("n_inner") or 4 * sizes["n_embd"]
     pool = Pool.fixed(sizes["n_layer"])
     return Shape(
         width=sizes["n_embd"],
@@ -83,7 +83,9 @@ def _config_file(name: str, revision: str | None) -> Path:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries, line by line; what comes of them is told below
     for local in (True, False):
         try:
             return Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=local))

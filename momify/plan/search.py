@@ -16,7 +16,7 @@ DEEPER = 1.5  # the most steps looked at, over the source's layers
 
 
 @dataclass(frozen=True)
-class Budget:
+class Ceilings:
     """The most that each quantity may be, as a part of the source's: 0.84 of its FLOPs. None: no limit."""
 
     flops: float | None = None
@@ -24,7 +24,7 @@ class Budget:
     params: float | None = None
 
 
-def parse_budget(text: str) -> Budget:
+def parse_budget(text: str) -> Ceilings:
     """The budget in "flops<=0.84,kv<=0.5,params<=0.75". Raises MomifyError naming what is wrong."""
     found: dict[str, float] = {}
     for part in text.split(","):
@@ -37,7 +37,7 @@ def parse_budget(text: str) -> Budget:
         if match[1] in found:
             raise MomifyError(f"--budget limits {match[1]} twice; give one number")
         found[match[1]] = float(match[2])
-    return Budget(**found)
+    return Ceilings(**found)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Candidate:
     figures: Figures
 
 
-def search(dense: Shape, budget: Budget, tokens: int, few: int = 5) -> list[Candidate]:
+def search(dense: Shape, budget: Ceilings, tokens: int, few: int = 5) -> list[Candidate]:
     """The best `few` requests within `budget`, for sequences of `tokens` tokens; at least one with K = 2 if any fits.
 
     FLOPs are held to their most, whatever the routers choose. Nothing is known of the source's layers here: what to
@@ -62,7 +62,7 @@ def search(dense: Shape, budget: Budget, tokens: int, few: int = 5) -> list[Cand
     return [_with_deltas(dense, request, budget, tokens) for request in chosen]
 
 
-def _with_deltas(dense: Shape, request: Request, budget: Budget, tokens: int) -> Candidate:
+def _with_deltas(dense: Shape, request: Request, budget: Ceilings, tokens: int) -> Candidate:
     """The request with step deltas of the usual rank, or of the largest that the budget has room for."""
     usual = with_step_rank(request, dense.width).step_rank
     for asked in (request, *(replace(request, step_rank=rank) for rank in reversed(range(usual)))):
@@ -93,7 +93,7 @@ def worth(request: Request, layers: int) -> float:
     return ATTENTION * attention + FEED_FORWARD * forward
 
 
-def budget_text(budget: Budget) -> str:
+def budget_text(budget: Ceilings) -> str:
     """The budget as it is written."""
     return ", ".join(f"{name}<={value:g}" for name, value in vars(budget).items() if value is not None) or "no limit"
 
@@ -116,7 +116,7 @@ class _Room:
     attention_steps: int
 
 
-def _largest(dense: Shape, budget: Budget, tokens: int, picks: int) -> Iterator[Request]:
+def _largest(dense: Shape, budget: Ceilings, tokens: int, picks: int) -> Iterator[Request]:
     """For each number of attention modules and steps the most feed-forward modules and steps that still fit."""
     room, layers = _room(dense, budget, tokens), dense.steps
     for depth in _depths(layers, budget):
@@ -146,14 +146,14 @@ def _feed_forward(
     return None
 
 
-def _depths(layers: int, budget: Budget) -> list[int]:
+def _depths(layers: int, budget: Ceilings) -> list[int]:
     """More steps than layers only where more FLOPs than the source's are allowed (MoM-P)."""
     if budget.flops is not None and budget.flops <= 1:
         return [layers]
     return sorted({layers, round(1.25 * layers), round(DEEPER * layers)})
 
 
-def _room(dense: Shape, budget: Budget, tokens: int) -> _Room:
+def _room(dense: Shape, budget: Ceilings, tokens: int) -> _Room:
     """The limits, less what every MoM of this source has: embeddings, last norm, head."""
     counts, macs = parameters(dense), dense_macs(dense, 1, tokens)
     fixed = counts.embeddings + counts.head + 2 * dense.width
@@ -175,7 +175,7 @@ def _unit(dense: Shape, kind: str, modules: int, tokens: int, picks: int, static
     return _Unit(counts.attention if kind == "mha" else counts.ffn, counts.routers, macs.total - macs.head)
 
 
-def within(budget: Budget, dense: Shape, figures: Figures) -> bool:
+def within(budget: Ceilings, dense: Shape, figures: Figures) -> bool:
     """Whether `figures` keep to the budget."""
     tokens = figures.tokens
     parts = {

@@ -1,10 +1,10 @@
 """Plans as tables and sentences for a terminal."""
 
+from momify.amounts import amount, percent, size
 from momify.plan.figures import Figures
 from momify.plan.make import Plan
 from momify.plan.search import Candidate
 from momify.recipe_blocks import TrainBlock
-from momify.report.words import amount, percent, size
 
 HEAD = ("", "source", "MoM", "change", "set by")
 FLAGS = "pool: --mha --ffn; steps: --mha-steps --ffn-steps --depth; K: --top-k; small parts: --patch-rank --step-rank"
@@ -33,22 +33,25 @@ def comparison(source: Figures, mom: Figures) -> list[tuple[str, ...]]:
 
 def training_lines(plan: Plan, settings: TrainBlock) -> list[str]:
     """What training takes, in words, and how it would fit the device."""
-    cost, speed = plan.training, plan.speed
+    cost, speed, device = plan.training, plan.speed, _with_article(plan.speed.device)
     names = ("weights", "gradients", "optimizer", "teacher", "activations")
     parts = ", ".join(f"{name} {size(getattr(cost, name))}" for name in names)
     batch = settings.micro_batch or settings.batch_size
     lines = [f"training, per GPU: {size(cost.bytes)} at the peak with {batch} sequences at once ({parts})"]
     if plan.micro_batch is None:
         lines.append(
-            f"does not fit an {speed.device}, not even one sequence at once; train.fsdp=true shards it over several "
+            f"does not fit {device}, not even one sequence at once; train.fsdp=true shards it over several "
             "(and trains by AdamW)"
         )
     elif plan.micro_batch < batch:
-        lines.append(f"fits an {speed.device} with train.micro_batch={plan.micro_batch}, which changes no result")
-    took = (
-        f"{duration(cost.seconds)} on an {speed.device} at {cost.flops_per_second / 1e12:.3g} TFLOP/s ({speed.words})"
-    )
-    return [*lines, f"{settings.steps:,} training steps: {took}, {cost.flops:.3g} FLOPs"]
+        lines.append(f"fits {device} with train.micro_batch={plan.micro_batch}, which changes no result")
+    took = f"{duration(cost.seconds)} on {device} at {cost.flops_per_second / 1e12:.3g} TFLOP/s ({speed.words})"
+    return [*lines, f"{settings.steps:,} training steps: at most {took}, {cost.flops:.3g} FLOPs"]
+
+
+def _with_article(device: str) -> str:
+    """An a100, a v100: names of GPUs are spelled out."""
+    return f"{'an' if device[0] in 'aefhilmnorsx' else 'a'} {device}"
 
 
 def duration(seconds: float) -> str:

@@ -80,7 +80,8 @@ def training_cost(source: Shape, mom: Shape, settings: TrainBlock, block: int, f
 
     Weights, gradients and optimizer state are float32 (mixed precision keeps them so); the source runs beside as the
     teacher. FLOPs: a forward and two backward passes of the MoM, a forward pass of the teacher. Embeddings that do not
-    learn have no gradient and no state, and their head one backward product instead of two.
+    learn have no gradient and no state, and their head one backward product instead of two. Every batch counts as full,
+    so FLOPs and time are the most: how short the last of an epoch is, only the text would tell.
     """
     count = parameters(mom)
     learning = count.total - (count.embeddings + count.head if settings.freeze_embeddings else 0)
@@ -115,11 +116,9 @@ def training_activations(mom: Shape, rows: int, settings: TrainBlock) -> int:
     """Bytes that n = `rows` tokens keep for the backward pass, and what the losses hold beside that.
 
     The losses take the logits a chunk at a time, make the gradient of the head at once and, in bf16, hold both heads in
-    it too.
-
-    An attention half keeps its input, the normalised input, q, k, v and the output, a feed-forward half the first two
-    and its inner activations; in bf16, and where the machine decides, most of them take half a
-    float. A patch keeps the rows that it is given and those between its factors, a delta these only.
+    it too. An attention half keeps its input, the normalised input, q, k, v and the output, a feed-forward half the
+    first two and its inner activations; in bf16, and where the machine decides, most of them take half a float. A patch
+    keeps the rows that it is given and those between its factors, a delta these only.
     """
     saved, d, steps = SAVED[settings.precision or "bf16"], mom.width, []
     for step in range(mom.steps):

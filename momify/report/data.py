@@ -1,8 +1,9 @@
 """From measurements to report.json: one plain dict, described in docs/report-schema.md."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from momify.evaluate.perplexity import Perplexity
@@ -14,7 +15,7 @@ from momify.measure.routing import PoolUse, RoutingUse, StepUse
 from momify.report.provenance import Provenance
 from momify.report.words import Json, findings, verdict
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Measured:
     name: str
     parameters: Parameters
     memory: Memory
+    """The source's is that of a MoM that leaves nothing out, so that its operators are the MoM's."""
     macs: MacCounts
 
 
@@ -39,12 +41,30 @@ class Looks:
 
 
 @dataclass(frozen=True)
+class Text:
+    """What was scored: paths or names of text, or what is held out of them. own: what the model's training looks at."""
+
+    names: tuple[str, ...]
+    held_out: bool
+    own: bool
+
+    def words(self, names: Iterable[str] | None = None) -> str:
+        """Text held out of ...; the names as given unless others stand for them."""
+        return ("text held out of " if self.held_out else "text of ") + ", ".join(names or self.names)
+
+    def short(self) -> str:
+        """The same without the folders of the machine that it lies on."""
+        return self.words(Path(name).name if Path(name).exists() else name for name in self.names)
+
+
+@dataclass(frozen=True)
 class Quality:
     """Perplexity by one protocol: of the source, of the MoM as converted, of it trained; None where not measured.
 
-    limited: a part of the held-out text alone was scored. Raises ValueError where neither is known of the MoM.
+    limited: a part of the text alone was scored. Raises ValueError where neither is known of the MoM.
     """
 
+    text: Text
     source: Perplexity
     start: Perplexity | None
     trained: Perplexity | None = None
@@ -179,7 +199,10 @@ def _one_speed(batch: int, protocol: str, source: Speed, mom: Speed) -> Json:
 
 def _perplexity(quality: Quality) -> Json:
     return {
-        "protocol": quality.source.protocol + (", a part of the held-out text (limited)" if quality.limited else ""),
+        "text": quality.text.words(),
+        "own_text": quality.text.own,
+        "protocol": f"{quality.source.protocol}; {quality.text.short()}"
+        + (", a part of it alone (limited)" if quality.limited else ""),
         "limited": quality.limited,
         "source": _one_perplexity(quality.source),
         "mom_start": None if quality.start is None else _one_perplexity(quality.start),
@@ -231,7 +254,6 @@ def _provenance(found: Provenance) -> Json:
         "commit": found.commit,
         "versions": dict(found.versions),
         "machine": dict(found.machine),
-        "notes": list(found.notes),
     }
 
 

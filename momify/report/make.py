@@ -1,5 +1,6 @@
 """Measure a MoM beside its source and write report.json, report.md and report.html."""
 
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +12,16 @@ from transformers import PreTrainedModel
 
 from momify.data.blocks import TokenData
 from momify.devices import device_for
+from momify.errors import MomifyError
 from momify.evaluate.perplexity import Perplexity
-from momify.files import write_json, write_text
+from momify.files import read_json, write_json, write_text
 from momify.measure.cost import kv_bytes_per_token, parameters
 from momify.measure.latency import Latency, Timing, measure_latency
 from momify.measure.macs import count_macs
 from momify.measure.memory import measure_memory, weight_bytes
 from momify.measure.routing import collect
-from momify.report.data import Looks, Measured, Quality, build_report
+from momify.recipe_blocks import DataBlock
+from momify.report.data import SCHEMA_VERSION, Looks, Measured, Quality, Text, build_report
 from momify.report.html import render_html
 from momify.report.markdown import render_markdown
 from momify.report.provenance import Origin, collect_provenance
@@ -32,23 +35,28 @@ ROOM = 2 << 30  # bytes on a GPU beside weights and cache: the large batch's act
 
 @dataclass(frozen=True)
 class Pair:
-    """The two models that a report sets side by side, by name."""
+    """The two models that a report sets side by side, by name.
+
+    whole: the source as a MoM that leaves nothing out, by whose memory and speed the MoM's are judged: what differs
+    then is what was removed, and not that transformers writes the same network in other operators.
+    """
 
     source_name: str
     source: PreTrainedModel
+    whole: PreTrainedModel
     mom_name: str
     mom: PreTrainedModel
 
     @property
     def bytes(self) -> int:
-        """Of both models' weights, and of the source's cache for the large batch."""
+        """Of the weights of both that are timed, and of the source's cache for the large batch."""
         config = self.source.config
-        cache = LARGE * config.max_position_embeddings * kv_bytes_per_token(config, self.source.dtype.itemsize)
-        return weight_bytes(self.source) + weight_bytes(self.mom) + cache
+        cache = LARGE * config.max_position_embeddings * kv_bytes_per_token(config, self.whole.dtype.itemsize)
+        return weight_bytes(self.whole) + weight_bytes(self.mom) + cache
 
     def to(self, device: torch.device) -> None:
-        """Move both models to a device."""
-        self.source.to(device)
+        """Move both that are timed to a device."""
+        self.whole.to(device)
         self.mom.to(device)
 
 
@@ -70,10 +78,17 @@ def measure_pair(
     progress(2, parts)
     looks = replace(looks, routing=collect(pair.mom, inputs))
     pair.to(device_for(pair.bytes + ROOM))
-    measured = []
-    for index, (name, model) in enumerate(((pair.source_name, pair.source), (pair.mom_name, pair.mom))):
+    memory = []
+    for index, model in enumerate((pair.whole, pair.mom)):
         progress(3 + index, parts)
-        measured.append(Measured(name, parameters(model.config), measure_memory(model, batches), macs[index]))
+        memory.append(measure_memory(model, batches))
+    memory[0] = replace(memory[0], weight_bytes=weight_bytes(pair.source))  # of the checkpoint, LayerNorms and all
+    measured = [
+        Measured(name, parameters(model.config), *found)
+        for name, model, *found in zip(
+            (pair.source_name, pair.mom_name), (pair.source, pair.mom), memory, macs, strict=True
+        )
+    ]
     progress(5, parts)
     looks = replace(looks, latency=tuple(time_pair(pair, batch) for batch in batches))
     progress(parts, parts)
@@ -92,7 +107,7 @@ def time_pair(pair: Pair, batch: Tensor) -> Latency:
     positions = pair.source.config.max_position_embeddings
     decode = max(1, min(64, positions // 4))
     prompt = max(1, min(batch.shape[1], positions - decode))
-    return measure_latency({"source": pair.source, "mom": pair.mom}, batch[:, :prompt], Timing(decode))
+    return measure_latency({"source": pair.whole, "mom": pair.mom}, batch[:, :prompt], Timing(decode))
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
@@ -102,14 +117,36 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     write_text(folder / "report.html", render_html(report))
 
 
-def quality_of(scored: dict[str, Perplexity], trained: bool, held_out: int) -> Quality:
+def read_report(path: Path) -> dict[str, Any]:
+    """The report that `write_report` left in `path`, of this version or an older one.
+
+    Raises MomifyError for what momify did not write: what cannot be shown is no report.
+    """
+    try:
+        report = read_json(path)
+        version, known = report["schema_version"], isinstance(report["provenance"], dict)
+        if version == SCHEMA_VERSION:
+            render_markdown(report)
+    except (LookupError, TypeError, AttributeError, ValueError, MomifyError):
+        known = False
+    if not (known and isinstance(version, int) and 0 < version <= SCHEMA_VERSION):
+        raise MomifyError(f"{path} is no report of momify; momify report makes it anew")
+    return report
+
+
+def quality_of(scored: dict[str, Perplexity], trained: bool, held_out: int, text: Text) -> Quality:
     """Perplexities by role (source, start, mom) as a report wants them; held_out: tokens that there are to score."""
     limited = scored["source"].tokens < held_out
     if not trained:
-        return Quality(scored["source"], scored["mom"], limited=limited)
-    return Quality(scored["source"], scored.get("start"), scored["mom"], limited)
+        return Quality(text, scored["source"], scored["mom"], limited=limited)
+    return Quality(text, scored["source"], scored.get("start"), scored["mom"], limited)
+
+
+def text_of(data: DataBlock, own: DataBlock) -> Text:
+    """What is scored of `data`; own: the text that the model was made with."""
+    return Text(tuple(data.valid or data.train), data.valid is None, data == own)
 
 
 def command_line() -> str:
-    """The command as typed, without the folder that momify lies in."""
-    return " ".join(["momify", *sys.argv[1:]])
+    """The command as typed, without the folder that momify lies in, for a shell to read again."""
+    return shlex.join(["momify", *sys.argv[1:]])

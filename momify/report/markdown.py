@@ -2,28 +2,36 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from momify.report.tasks import comparison_table, protocol_lines
-from momify.report.words import (
-    FROM_THE_SOURCE,
-    FROM_THE_SOURCE_HEAD,
-    Json,
-    amount,
-    percent,
-    perplexity_percent,
-    perplexity_text,
-    quality_numbers,
-    size,
-    three_figures,
+from momify.amounts import amount
+from momify.report.rows import (
+    MODELS,
+    OPERATORS,
+    Change,
+    change,
+    fact_rows,
+    load_rows,
+    operator_lines,
+    part_rows,
+    quality_rows,
+    rate,
+    rate_range,
+    size_rows,
+    speed_rows,
+    way_rows,
 )
+from momify.report.tasks import comparison_table, protocol_lines
+from momify.report.words import FROM_THE_SOURCE, FROM_THE_SOURCE_HEAD, KINDS, LIKE_FOR_LIKE, Json
+
+BEFORE_AND_AFTER = ("source", "MoM", "change")
 
 
 def escape(text: object) -> str:
     """A foreign string as plain text in Markdown: no table column, tag, link, image or emphasis can start in it."""
     flat = " ".join(str(text).split())
-    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-        flat = flat.replace(sign, entity)
+    flat = flat.replace("&", "&amp;").replace("<", "&lt;")
+    flat = re.sub("^>", "&gt;", flat)  # elsewhere it quotes nothing, and `9 -> 4` is read as it stands
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", flat)
 
 
@@ -59,32 +67,15 @@ def render_markdown(report: Json) -> str:
 
 
 def _overview(report: Json) -> str:
-    parameters, memory, macs = report["parameters"], report["memory"], report["macs"]
-    rows = [
-        _change("parameters", amount, *(parameters[side]["total"] for side in ("source", "mom"))),
-        _change(f"weights, {memory['dtype']}", size, *(memory[side]["weight_bytes"] for side in ("source", "mom"))),
-        _change("MACs per input", amount, *(macs[side]["macs"] for side in ("source", "mom"))),
-        _change("FLOPs per input (2 x MACs)", amount, *(macs[side]["flops"] for side in ("source", "mom"))),
-        _change(
-            f"KV cache per token, {memory['dtype']}",
-            size,
-            *(memory[side]["kv_bytes_per_token"] for side in ("source", "mom")),
-        ),
-    ]
-    return table(["", "source", "MoM", "change"], rows)
-
-
-def _change(name: str, show: Callable[[float], str], before: float, after: float) -> list[str]:
-    return [name, show(before), show(after), percent(before, after)]
+    rows = size_rows(report)
+    rows.insert(3, change("FLOPs per input (2 x MACs)", amount, report, "macs", "flops"))
+    return table(["", *BEFORE_AND_AFTER], [row.cells() for row in rows])
 
 
 def _quality(perplexity: Json) -> str:
-    source = perplexity["source"]
-    names = (("source", "source"), ("MoM at step 0", "mom_start"), ("MoM after training", "mom_trained"))
-    rows = [_quality_row(name, source, perplexity[key]) for name, key in names]
     lines = ["## Perplexity", f"Protocol: {escape(perplexity['protocol'])}. {FROM_THE_SOURCE}"]
     head = ["model", "perplexity", "change", "loss, nats", "bits per byte", *FROM_THE_SOURCE_HEAD]
-    return "\n\n".join([*lines, table(head, rows)])
+    return "\n\n".join([*lines, table(head, quality_rows(perplexity))])
 
 
 def _tasks(tasks: list[Json] | None) -> str:
@@ -97,50 +88,32 @@ def _tasks(tasks: list[Json] | None) -> str:
     return "\n\n".join(["## Tasks", cells, lines])
 
 
-def _quality_row(name: str, source: Json, found: Json | None) -> list[str]:
-    change = "" if found is source else perplexity_percent(source, found)
-    return [name, perplexity_text(found), change, *quality_numbers(found)]
-
-
 def _training(training: Json | None) -> str:
     """One line; the curves are in report.html."""
     if training is None:
         return ""
     tokens = f", {amount(training['tokens'])} tokens" if training["tokens"] else ""
     held_out = training["curves"]["held_out_loss"]
-    ends = f"; held-out loss {held_out[0][1]:.3f} -> {held_out[-1][1]:.3f} nats per token" if held_out else ""
+    places = held_out[:1] + held_out[1:][-1:]  # the first and the last, where they are two
+    told = " -> ".join(f"{loss:.3f} (step {step:,})" for step, loss in places)
+    ends = f"; held-out loss meanwhile {told} nats per token" if places else ""
     return f"Trained for {training['steps']:,} steps{tokens}{escape(ends)}."
 
 
 def _macs(macs: Json) -> str:
-    source, mom = macs["source"], macs["mom"]
-    pairs = [(part, before, mom["parts"][part]) for part, before in source["parts"].items()]
-    rows = [_change(part, amount, before, after) for part, before, after in pairs if before or after]
-    rows.append(_change("all", amount, source["macs"], mom["macs"]))
-    shape = f"{macs['batch']} x {macs['tokens']} tokens"
-    intro = (
-        f"Multiply-adds of one forward pass on {shape}, without cache: the closed form with the routing of each of "
-        f"{macs['inputs']} inputs, averaged."
-    )
-    parts = table(["part", "source", "MoM", "change"], rows)
-    both = (("source", source), ("MoM", mom))
-    ways = [row for name, side in both for row in _ways(name, side)]
-    counts = table(["", "inputs", "mean", "least", "most", "deviation"], ways)
-    return "\n\n".join(["## MACs", intro, parts, counts, *(_agreement(name, side) for name, side in both)])
-
-
-def _ways(name: str, side: Json) -> list[list[str]]:
-    """One row for each way of counting one model."""
-    labels = {"closed_form": "closed form", "fvcore": "fvcore", "torch": "torch"}
-    return [
-        [
-            f"{name}, {labels[way]}",
-            str(found["inputs"]),
-            f"{found['mean']:,.0f}",
-            *(amount(found[key]) for key in ("low", "high", "deviation")),
-        ]
-        for way, found in side["ways"].items()
+    source, mom = (macs[side] for side in MODELS)
+    rows = [
+        *part_rows(amount, source["parts"], mom["parts"]).values(),
+        Change("all", amount, source["macs"], mom["macs"]),
     ]
+    intro = (
+        f"Multiply-adds of one forward pass on {macs['batch']} x {macs['tokens']} tokens, without cache: the closed "
+        f"form with the routing of each of {macs['inputs']} inputs, averaged."
+    )
+    parts = table(["part", *BEFORE_AND_AFTER], [row.cells() for row in rows])
+    counts = table(["", "inputs", "mean", "least", "most", "deviation"], way_rows(macs))
+    agreed = (_agreement(name, macs[side]) for side, name in MODELS.items())
+    return "\n\n".join(["## MACs", intro, parts, counts, *agreed])
 
 
 def _agreement(name: str, side: Json) -> str:
@@ -149,78 +122,54 @@ def _agreement(name: str, side: Json) -> str:
     agreed = f"The three counts of the {name} agree (largest difference {difference})."
     if not side["agree"]:
         agreed = f"**The three counts of the {name} DO NOT AGREE (largest difference {difference}).**"
-    listed = [_operators(words, kind, side) for words, kind in (
-        ("Not counted by fvcore, arithmetic without a product", "elementwise"),
-        ("Not counted by fvcore, no arithmetic", "movement"),
-    )]  # fmt: skip
-    unknown = [op["operator"] for op in side["unsupported"] if op["kind"] == "unknown"]
+    listed = operator_lines(side)
+    unknown = listed.pop("unknown", None)
+    lines = [f"Not counted by fvcore, {OPERATORS[kind]}: {escape(names)}." for kind, names in listed.items()]
     if unknown:
-        listed.append(f"**fvcore cannot count {escape(', '.join(unknown))}, which may hold products.**")
-    return " ".join([agreed, *filter(None, listed)])
-
-
-def _operators(words: str, kind: str, side: Json) -> str:
-    names = [op["operator"].removeprefix("aten::") for op in side["unsupported"] if op["kind"] == kind]
-    return f"{words}: {escape(', '.join(names))}." if names else ""
+        lines.append(f"**fvcore cannot count {escape(unknown)}, which may hold products.**")
+    return " ".join([agreed, *lines])
 
 
 def _memory(memory: Json) -> str:
     """Each load of both models: measured, and the closed form in brackets."""
     rows = [
-        [f"{_load_name(old)}, {name}", *(_beside(load[part]) for part in ("weights", "kv", "activations", "total"))]
-        for old, new in zip(memory["source"]["loads"], memory["mom"]["loads"], strict=True)
-        for name, load in (("source", old), ("MoM", new))
+        [f"{load}, {model}", *(f"{measured} ({formula})" for measured, formula in cells)]
+        for load, model, cells in load_rows(memory)
     ]
     if not rows:
         return ""
-    intro = f"Measured ({escape(memory['method'])}; {escape(memory['dtype'])}), in brackets by formula."
+    intro = f"Measured ({escape(memory['method'])}; {escape(memory['dtype'])}), in brackets by formula. {LIKE_FOR_LIKE}"
     head = ["load", "weights", "KV cache", "activations at peak", "all"]
     return "\n\n".join(["## Memory", intro, table(head, rows)])
-
-
-def _load_name(load: Json) -> str:
-    words = f"prompt of {load['tokens']}" if load["phase"] == "prompt" else f"decoding after {load['tokens']}"
-    return f"batch {load['batch']}, {words}"
-
-
-def _beside(found: Json) -> str:
-    return f"{size(found['measured'])} ({size(found['formula'])})"
 
 
 def _speed(speed: Json | None) -> str:
     if speed is None:
         return ""
-    rows = [
-        [
-            f"{name}, batch {run['batch']}",
-            *(_rate(run[side][name]) for side in ("source", "mom")),
-            f"{run[f'{name}_ratio']:.2f}x",
-        ]
-        for run in speed["runs"]
-        for name in ("prefill", "decode")
-    ]
+    rows = [[row.name, *map(_rates, row.spreads.values()), f"{row.ratio:.2f}x"] for row in speed_rows(speed)]
     where = f"{escape(speed['device'])}, {escape(speed['dtype'])}, CPU threads: {speed['threads']}"
     protocols = "; ".join(escape(run["protocol"]) for run in speed["runs"])
-    intro = f"Tokens per second of all sequences together, median (slowest to fastest); {protocols}; on {where}."
+    intro = (
+        f"Tokens per second of all sequences together, median (slowest to fastest); {protocols}; on {where}. "
+        f"{LIKE_FOR_LIKE}"
+    )
     return "\n\n".join(["## Speed", intro, table(["", "source", "MoM", "ratio"], rows)])
 
 
-def _rate(spread: Json) -> str:
-    median, low, high = (three_figures(spread[key]) for key in ("median", "low", "high"))
-    return f"{median} ({low} to {high})"
+def _rates(spread: Json) -> str:
+    return f"{rate(spread['median'])} ({rate_range(spread)})"
 
 
 def _routing(routing: Json | None) -> str:
     if routing is None:
         return ""
-    kinds = {"mha": "attention", "ffn": "feed-forward"}
     rows = [
-        [f"{half['step']}, {kinds[half['kind']]}", *_half_cells(half)]
+        [f"{half['step']}, {KINDS[half['kind']]}", *_half_cells(half)]
         for half in routing["steps"]
         if half["choices"] > 1
     ]
-    lines = [_pool_line(name, routing[kind]) for kind, name in kinds.items()]
-    lines += [_patch_line(name, routing["steps"], kind) for kind, name in kinds.items()]
+    lines = [_pool_line(name, routing[kind]) for kind, name in KINDS.items()]
+    lines += [_patch_line(name, routing["steps"], kind) for kind, name in KINDS.items()]
     intro = f"Over {routing['tokens']:,} tokens. " + " ".join(filter(None, lines))
     head = ["step", "home", "most used", "its share", "SKIP share", "entropy, bits"]
     steps = table(head, rows) if rows else "No step has a choice: routing is fixed."
@@ -247,15 +196,8 @@ def _patch_line(name: str, halves: Sequence[Json], kind: str) -> str:
 
 
 def _provenance(found: Json) -> str:
-    rows = [
-        ["source", escape(found["source"])],
-        ["its SHA-256", escape(found["source_sha256"])],
-        ["seed", escape(found["seed"])],
-        ["commit", escape(found["commit"] or "not from a checkout")],
-        *([name, escape(value)] for name, value in found["versions"].items()),
-        *([escape(name), escape(value)] for name, value in found["machine"].items()),
-    ]
-    sections = ["## Provenance", table(["", ""], rows), *(escape(note) for note in found["notes"])]
+    rows = [[escape(name), escape(value)] for name, value in fact_rows(found)]
+    sections = ["## Provenance", table(["", ""], rows)]
     if found["command"]:
         sections += ["Made by", fenced(found["command"])]
     if found["recipe"]:

@@ -3,8 +3,7 @@
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,11 @@ class Provenance:
     versions: dict[str, str]
     machine: dict[str, str | int]
     commit: str | None = None
-    notes: tuple[str, ...] = field(default=())
 
 
-def collect_provenance(origin: Origin, notes: Sequence[str] = ()) -> Provenance:
+def collect_provenance(origin: Origin) -> Provenance:
     """`origin` together with this process's versions, machine and commit."""
-    return Provenance(origin, versions(), machine(), commit(), tuple(notes))
+    return Provenance(origin, versions(), machine(), commit())
 
 
 def versions() -> dict[str, str]:

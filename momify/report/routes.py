@@ -8,9 +8,7 @@ from markupsafe import Markup
 
 from momify.measure.paths import HalfPath, Paths
 from momify.report.html import content_policy, environment
-from momify.report.words import Json
-
-KINDS = {"mha": "Attention", "ffn": "Feed-forward"}
+from momify.report.words import KINDS, Json
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def render_routes(traced: Traced) -> str:
         loss=traced.paths.loss,
         data=Markup(_for_script(data)),
         steps=[{**half, "place": place} for place, half in enumerate(data["halves"])],
-        kinds=KINDS,
+        kinds={kind: name.capitalize() for kind, name in KINDS.items()},
         rises=traced.rises is not None,
         policy=content_policy(script),
         script=Markup(script),

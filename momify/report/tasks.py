@@ -22,10 +22,9 @@ def comparison_table(summaries: list[Json]) -> Table:
     for role in others:
         columns += ["difference" if len(others) == 1 else f"{role} - {roles[0]}", "spread"]
     rows = [
-        _row(one, metric, roles, others, baselines)
+        _row(one, metric, place == 0, roles, others, baselines)
         for one in summaries
-        for metric in one["shown"]
-        if any(found["metrics"].get(metric) for found in one["models"].values())
+        for place, metric in enumerate(_shown(one))
     ]
     return [*columns, *baselines], rows
 
@@ -57,8 +56,14 @@ def _task_lines(one: Json) -> list[str]:
     return lines
 
 
-def _row(one: Json, metric: str, roles: list[str], others: list[str], baselines: list[str]) -> list[str]:
-    name = one["task"] + (" (limited)" if one["limited"] else "") if metric == one["main"] else ""
+def _shown(one: Json) -> list[str]:
+    """Metrics that any model has a number for, and the main one in any case: that it is not finite must be seen."""
+    taken = [found["metrics"] for found in one["models"].values()]
+    return [metric for metric in one["shown"] if metric == one["main"] or any(found.get(metric) for found in taken)]
+
+
+def _row(one: Json, metric: str, first: bool, roles: list[str], others: list[str], baselines: list[str]) -> list[str]:
+    name = one["task"] + (" (limited)" if one["limited"] else "") if first else ""
     taken = {role: found["metrics"] for role, found in one["models"].items()}
     spreads = {role: metrics[metric] for role, metrics in taken.items() if metric in metrics}
     places = _places([found["mean"] for found in spreads.values() if found], one["seeds"] != [None])

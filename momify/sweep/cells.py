@@ -1,8 +1,8 @@
 """A sweep, cell by cell: each a run of its own, converted, trained and scored by the pipeline's own functions."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from momify.conversion import tokens_of
@@ -14,32 +14,32 @@ from momify.evaluate.results import Results, read_results
 from momify.measure.cost import kv_bytes_per_token, mom_macs, parameters, planned_usage
 from momify.models import locate, read_provenance
 from momify.pipeline import EvalOptions, check, evaluate_ppl, kept_start, train
-from momify.processes import count, is_first
+from momify.processes import is_first
 from momify.recipe import Recipe
 from momify.runs import Run, opened_run
 from momify.screen import Screen
 from momify.subject import Subject
 from momify.sweep.grid import Cell, Grid, cell_recipe, cells_of
 from momify.train.fit import Stopped
+from momify.train.tokens import fewest_steps
 
 RESULTS = Path("eval") / "ppl.json"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is swept: the recipe that the cells share, the grid, tokens a cell, and where it all goes."""
+    """What is swept: the recipe that the cells share, the grid, and where it all goes."""
 
     base: Recipe
     grid: Grid
-    tokens: int
     folder: Path
     layers: int
     """Modules of each kind that the source has."""
 
     @property
     def steps(self) -> int:
-        """Optimizer steps a cell: the fewest that see `tokens`."""
-        return -(-self.tokens // (self.base.train.batch_size * self.base.data.block_length * count()))
+        """Optimizer steps a cell."""
+        return self.base.train.steps
 
     @property
     def cells(self) -> list[Cell]:
@@ -82,18 +82,21 @@ def source_layers(base: Recipe, screen: Screen) -> int:
     return read_config(locate(base.source.model, base.source.revision, screen.say)).n_layer
 
 
-def check_cells(sweep: Sweep, screen: Screen) -> None:
-    """Raise MomifyError for text that cannot be read and for a cell that the source cannot give, before the first."""
+def checked(sweep: Sweep, tokens: int, screen: Screen) -> Sweep:
+    """The sweep with the fewest steps a cell that see `tokens`.
+
+    Raises MomifyError for text that cannot be read and for a cell that the source cannot give, before the first.
+    """
     for cell in sweep.cells:
         if cell.seed == sweep.cells[0].seed:
             check(sweep.recipe(cell), screen)
-    source = sweep.base.source
-    tokens_of(sweep.base.data, load_tokenizer(locate(source.model, source.revision, screen.say)), screen)
+    base, source = sweep.base, sweep.base.source
+    data = tokens_of(base.data, load_tokenizer(locate(source.model, source.revision, screen.say)), screen)
+    train = base.train.model_copy(update={"steps": fewest_steps(tokens, data, base.train)})
+    return replace(sweep, base=base.model_copy(update={"train": train}))
 
 
-def run_cells(
-    sweep: Sweep, screen: Screen, overwrite: bool, done: Callable[[list[Scored]], None]
-) -> list[Scored] | Stopped:
+def run_cells(sweep: Sweep, screen: Screen, done: Callable[[list[Scored]], None]) -> list[Scored] | Stopped:
     """Train and score every cell that is not finished; `done` is told all rows after each.
 
     A cell that was killed goes on from its last checkpoint. Where a signal stops a cell, the sweep stops with it.
@@ -104,7 +107,7 @@ def run_cells(
         left = _left(time.monotonic() - started, index, len(cells))
         screen.say(f"cell {index + 1} of {len(cells)}: {cell.mha} attention and {cell.ffn} feed-forward modules, "
                    f"seed {cell.seed}{left}")  # fmt: skip
-        outcome = _run_cell(sweep.recipe(cell), cell, screen, overwrite, rows)
+        outcome = _run_cell(sweep.recipe(cell), cell, screen, rows)
         if isinstance(outcome, Stopped):
             return outcome
         if outcome:
@@ -123,13 +126,30 @@ def _left(seconds: float, done: int, of: int) -> str:
     return f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"
 
 
-def _run_cell(
-    recipe: Recipe, cell: Cell, screen: Screen, overwrite: bool, before: list[Scored]
-) -> Scored | Stopped | None:
+class BarsAlone(Screen):
+    """Shows the bars of a screen; lines go to the log."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(screen.console, screen.quiet)
+        self._lines = Screen(screen.console, quiet=True)
+
+    def to_log(self, path: Path) -> None:
+        """Keep every further line in `path`."""
+        self._lines.to_log(path)
+
+    def say(self, line: str, style: str = "") -> None:
+        """One line for the log."""
+        self._lines.say(line, style)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Nothing."""
+
+
+def _run_cell(recipe: Recipe, cell: Cell, screen: Screen, before: list[Scored]) -> Scored | Stopped | None:
     """One cell; None in every process but the first."""
-    resume = not overwrite and (recipe.folder / "recipe.yaml").is_file()
-    with opened_run(recipe, resume, overwrite) as run:
-        shown = Screen(screen.console, quiet=True)  # the run's own lines go to its log; bars are shown
+    resume = (recipe.folder / "recipe.yaml").is_file()
+    with opened_run(recipe, resume) as run:
+        shown = BarsAlone(screen)
         shown.to_log(run.log)
         if before and is_first():
             _carry_source_score(Path(before[0].run), run)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from momify.screen import Screen
     from momify.sweep.cells import Scored, Sweep
 
+WRITTEN = ("sweep.csv", "sweep.svg", "sweep.md")  # beside the cells
+
 
 def sweep(
     model: Annotated[str, typer.Argument(help="Hub name, folder, builtin:demo, or a recipe file.", show_default=False)],
@@ -49,12 +51,13 @@ def sweep(
     settings = {"data.train": data, "train.learning_rate": learning_rate, "train.batch_size": batch_size}
     given = [f"{key}={json.dumps(value)}" for key, value in settings.items() if value is not None]
     screen = open_screen(quiet, as_json)
-    from momify.sweep.cells import Sweep, source_layers
+    from momify.sweep.cells import Sweep, checked, source_layers
 
     base = _base(model, bool(data), [*(overrides or []), *given], screen)
     folder = _folder(name or f"{_plain_name(model)}-sweep", resume, overwrite)
-    found = Sweep(base, wanted, tokens, folder, source_layers(base, screen))
-    _sweep(found, model, screen, overwrite, as_json)
+    found = checked(Sweep(base, wanted, folder, source_layers(base, screen)), tokens, screen)
+    _make_room(folder, overwrite)
+    _sweep(found, model, screen, as_json)
 
 
 def _base(model: str, has_data: bool, overrides: list[str], screen: "Screen") -> "Recipe":
@@ -88,7 +91,7 @@ def _plain_name(model: str) -> str:
 def _folder(name: str, resume: bool, overwrite: bool) -> Path:
     """The folder of all cells. Raises MomifyError for a name that is none, and for an earlier sweep left as it is."""
     from momify.recipe import make_recipe
-    from momify.runs import RUNS
+    from momify.runs import ONE_OF_TWO, RUNS
 
     checked = make_recipe({"run": {"name": name}, "source": {"model": "x"}, "mom": {"mha": 1, "ffn": 1},
                            "data": {"train": "x"}}, "command line")  # fmt: skip
@@ -97,22 +100,33 @@ def _folder(name: str, resume: bool, overwrite: bool) -> Path:
         raise MomifyError(f"{folder} is a single run; give the sweep another --name")
     if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
         raise MomifyError(f"{folder} holds an earlier sweep; --resume goes on with it, --overwrite starts anew")
+    if resume and overwrite:
+        raise MomifyError(ONE_OF_TWO)
     if resume and not folder.exists():
         raise MomifyError(f"{folder} holds no sweep to resume; start it without --resume")
     return folder
 
 
-def _sweep(found: "Sweep", model: str, screen: "Screen", overwrite: bool, as_json: bool) -> None:
+def _make_room(folder: Path, overwrite: bool) -> None:
+    """Remove the earlier sweep that is to be overwritten, all of it: of two sweeps no cell is the other's."""
+    from momify.processes import first_then_others, is_first
+    from momify.runs import remove_runs
+
+    with first_then_others():
+        if overwrite and is_first():
+            remove_runs(folder, WRITTEN)
+
+
+def _sweep(found: "Sweep", model: str, screen: "Screen", as_json: bool) -> None:
     """Run the cells and show what they say."""
-    from momify.sweep.cells import check_cells, run_cells
+    from momify.sweep.cells import run_cells
     from momify.sweep.write import write_sweep
     from momify.train.fit import Stopped
 
-    check_cells(found, screen)
     title = f"{model}: held-out loss against modules kept"
     screen.say(f"{len(found.cells)} cells of {found.steps:,} steps each; every one is a run under {found.folder}")
     try:
-        rows = run_cells(found, screen, overwrite, lambda rows: write_sweep(found.folder, title, rows, found.layers))
+        rows = run_cells(found, screen, lambda rows: write_sweep(found.folder, title, rows, found.layers))
     except BaseException:
         with suppress(OSError):  # nothing is left of a sweep that could not begin
             found.folder.rmdir()

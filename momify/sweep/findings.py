@@ -1,16 +1,19 @@
 """Which kind of module is more redundant: the loss that removing the same amount of each adds (the paper's question).
 
 Attention and feed-forward modules differ in size and cost, so "the same amount" is asked three times: modules,
-parameters, MACs. Between cells that were trained the added loss is taken to run straight.
+parameters, MACs. Between cells that were trained the loss is taken to run straight. Whether two kinds differ is told
+by the rule of evaluate/compare.py.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 
 from momify.convert.homes import KINDS, NOUNS
+from momify.evaluate.compare import EXCEEDS, WITHIN, spread
+from momify.evaluate.compare import compare as compare_seeds
 from momify.sweep.cells import Scored
 
 MEASURES: dict[str, Callable[[Scored], int]] = {
@@ -18,6 +21,7 @@ MEASURES: dict[str, Callable[[Scored], int]] = {
     "parameters": lambda row: row.parameters,
     "MACs": lambda row: row.macs,
 }
+_NOT_FINITE = {"standard_error": None, "verdict": "a loss is not finite"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,6 @@ class Point:
     loss_before: float
     loss_after: float
     added: float  # loss_after over the whole pool's, trained on as much
-    spread: float  # standard deviation of loss_after over the seeds; 0 for one
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,14 @@ class Finding:
     measure: str
     amount: float
     added: dict[str, float]
-    spread: float
+    standard_error: float | None
+    """Of the difference between the kinds, over seeds; None for one seed."""
+    verdict: str
 
     @property
     def more_redundant(self) -> str | None:
-        """The kind that adds less; None where they differ by less than twice the spread over seeds."""
-        first, second = KINDS
-        if abs(self.added[first] - self.added[second]) <= 2 * self.spread:
-            return None
-        return min(KINDS, key=self.added.__getitem__)
+        """The kind that adds less; None unless they differ by more than the spread over seeds."""
+        return min(KINDS, key=self.added.__getitem__) if self.verdict == EXCEEDS else None
 
 
 def curve(rows: Sequence[Scored], kind: str, layers: int, others: int | None = None) -> list[Point]:
@@ -63,32 +65,46 @@ def curve(rows: Sequence[Scored], kind: str, layers: int, others: int | None = N
 
 
 def _point(kept: int, seeds: list[Scored], whole: float) -> Point:
-    after = [row.loss_after for row in seeds]
-    return Point(
-        kept=kept,
-        row=seeds[0],
-        loss_before=mean(row.loss_before for row in seeds),
-        loss_after=mean(after),
-        added=mean(after) - whole,
-        spread=stdev(after) if len(after) > 1 else 0.0,
-    )
+    after = mean(row.loss_after for row in seeds)
+    before = mean(row.loss_before for row in seeds)
+    return Point(kept=kept, row=seeds[0], loss_before=before, loss_after=after, added=after - whole)
 
 
 def compare(rows: Sequence[Scored], layers: int) -> list[Finding]:
-    """One finding a measure, at the largest amount that was removed of both kinds; none where only one kind varies."""
+    """One finding a measure, at the largest amount that was removed of both kinds; none where only one kind varies.
+
+    Of a sweep that is not finished, the seeds that have been through every pool so far.
+    """
+    rows = _of_whole_seeds([row for row in rows if layers in (row.mha, row.ffn)])
     curves = {kind: curve(rows, kind, layers) for kind in KINDS}
     if any(len(points) < 2 for points in curves.values()):
         return []
-    spread = max(point.spread for points in curves.values() for point in points)
+    seeds = [[row for row in rows if row.seed == seed] for seed in sorted({row.seed for row in rows})]
     found = []
     for measure, size in MEASURES.items():
         removed = {kind: [size(points[-1].row) - size(point.row) for point in reversed(points)]
                    for kind, points in curves.items()}  # fmt: skip
         amount = min(amounts[-1] for amounts in removed.values())
-        added = {kind: float(np.interp(amount, removed[kind], [point.added for point in reversed(points)]))
-                 for kind, points in curves.items()}  # fmt: skip
-        found.append(Finding(measure, amount, added, spread))
+        losses = {kind: [_loss(curve(one, kind, layers), removed[kind], amount) for one in seeds] for kind in KINDS}
+        added = {kind: mean(losses[kind]) - curves[kind][-1].loss_after for kind in KINDS}
+        first, second = (spread(losses[kind]) for kind in KINDS)
+        told = compare_seeds(first, second) if first and second else _NOT_FINITE
+        found.append(Finding(measure, amount, added, told["standard_error"], told["verdict"]))
     return found
+
+
+def _of_whole_seeds(rows: Sequence[Scored]) -> list[Scored]:
+    """The rows of those seeds that every pool has."""
+    pools: dict[tuple[int, int], set[int]] = {}
+    for row in rows:
+        pools.setdefault((row.mha, row.ffn), set()).add(row.seed)
+    seeds = set.intersection(*pools.values())
+    return [row for row in rows if row.seed in seeds]
+
+
+def _loss(points: list[Point], removed: list[int], amount: float) -> float:
+    """The trained loss with `amount` removed, on a curve at the amounts `removed`, the whole pool's 0 first."""
+    return float(np.interp(amount, removed, [point.loss_after for point in reversed(points)]))
 
 
 def sentence(finding: Finding) -> str:
@@ -101,8 +117,10 @@ def sentence(finding: Finding) -> str:
 
 def _verdict(finding: Finding) -> str:
     kind = finding.more_redundant
+    if finding.verdict == WITHIN:
+        return f"no difference beyond the spread over seeds (2 standard errors: {2 * finding.standard_error:.4f})"
     if kind is None:
-        return f"no difference beyond the spread over seeds ({finding.spread:.4f})"
+        return finding.verdict
     if finding.measure != "modules":
         return f"{NOUNS[kind]} is the cheaper to remove"
     paper = "as the paper finds" if kind == "mha" else "unlike the paper's finding"

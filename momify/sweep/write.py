@@ -8,10 +8,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from momify.amounts import amount
 from momify.convert.homes import KINDS, NOUNS
 from momify.files import write_text
 from momify.report.charts import Chart, Tick, line_chart
-from momify.report.words import amount
 from momify.sweep.cells import Scored
 from momify.sweep.findings import Point, compare, curve, sentence
 

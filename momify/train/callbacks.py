@@ -1,9 +1,11 @@
-"""What is written and shown while a model trains: metrics.jsonl, the progress bar, a stop on a signal."""
+"""What is written and shown while a model trains: metrics.jsonl, the progress bar and lines, a stop on a signal."""
 
 import json
 import math
 import signal
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +18,9 @@ from momify import processes
 from momify.files import disk_errors, write_text
 
 COUNTED = "num_input_tokens_seen"  # metrics.jsonl has it as `tokens`
+A_SIGNAL = "a signal"  # of another process
+_A_LINE = 60.0  # seconds between lines where no bar shows
+_AT_ONCE = 1.0  # seconds within which a launcher may pass the same Ctrl-C on once more
 _HIDDEN = ("epoch", "total_flos", "train_", COUNTED)
 
 
@@ -68,10 +73,11 @@ def keep_rows_up_to(path: Path, step: int) -> None:
 class ProgressBar(TrainerCallback):
     """A live bar with loss, learning rate, speed and time left; nothing where the console is no terminal."""
 
-    def __init__(self, title: str, console: Console) -> None:
+    def __init__(self, title: str, console: Console, shown: bool = True) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, TextColumn("{task.fields[seen]}"), console=console)
-        self._progress.disable = not console.is_terminal
+        self.shown = shown and console.is_terminal
+        self._progress.disable = not self.shown
         self._title, self._task, self._held_out = title, None, ""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
@@ -101,11 +107,48 @@ class ProgressBar(TrainerCallback):
         self._progress.stop()
 
 
+class SaidSteps(TrainerCallback):
+    """Says how far a training is: at each held-out loss, without a bar once a minute, and first where it goes on."""
+
+    def __init__(self, say: Callable[[str], None], bar: bool) -> None:
+        self._say, self._often = say, not bar
+        self._begun, self._first, self._last = 0.0, 0, 0.0  # time and step of the beginning, time of the last line
+        self._loss = ""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        self._begun = self._last = time.monotonic()
+        self._first = state.global_step
+        if self._first:
+            self._say(f"goes on from step {self._first:,} of {state.max_steps:,}")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, **kw: Any
+    ) -> None:
+        if "loss" in logs:
+            self._loss = f", loss {logs['loss']:.3f}"
+        held_out = f", held-out loss {logs['eval_loss']:.3f}" if "eval_loss" in logs else ""
+        if not held_out and not (self._often and time.monotonic() - self._last > _A_LINE):
+            return
+        self._last = time.monotonic()
+        self._say(f"step {state.global_step:,} of {state.max_steps:,}{self._loss}{held_out}{self._left(state)}")
+
+    def _left(self, state: TrainerState) -> str:
+        done, rest = state.global_step - self._first, state.max_steps - state.global_step
+        if not done or not rest:
+            return ""
+        seconds = (time.monotonic() - self._begun) / done * rest
+        return f", {timedelta(seconds=round(seconds))} left"
+
+
 class StopOnSignal(TrainerCallback):
-    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop; `stopped` names the signal."""
+    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop; `stopped` names the signal.
+
+    Raises KeyboardInterrupt at a later Ctrl-C.
+    """
 
     def __init__(self) -> None:
         self.stopped: str | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
@@ -116,12 +159,18 @@ class StopOnSignal(TrainerCallback):
                 return
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = signal.Signals(number).name
+        if self.stopped is None:
+            self._stop(signal.Signals(number).name)
+        elif number == signal.SIGINT and time.monotonic() - self._since > _AT_ONCE:
+            raise KeyboardInterrupt
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         if processes.any_of_all(self.stopped is not None):  # several must save the same step
-            self.stopped = self.stopped or "a signal"
+            self._stop(self.stopped or A_SIGNAL)
             control.should_save = control.should_training_stop = True
+
+    def _stop(self, why: str) -> None:
+        self.stopped, self._since = why, time.monotonic()
 
     def restore(self) -> None:
         """Give the signals back to whoever had them before, also after an error."""

@@ -58,10 +58,11 @@ def seal(folder: Path, content: Seal) -> None:
 
 def put_in_place(folder: Path, target: Path) -> None:
     """Rename a sealed folder to `target`; what was there steps aside first and is removed afterwards."""
-    if target.exists():
-        discard(target)
+    aside = _step_aside(target) if target.exists() else None
     os.replace(folder, target)
     _to_disk(target.parent)
+    if aside:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def fault(folder: Path) -> str | None:
@@ -129,10 +130,15 @@ def rotate(root: Path, keep: int) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a checkpoint; it loses its name first, so that a kill half-way leaves none with parts missing."""
+    shutil.rmtree(_step_aside(folder), ignore_errors=True)
+
+
+def _step_aside(folder: Path) -> Path:
+    """Take its name from a checkpoint; `sweep` removes what is left under the other one."""
     aside = folder.with_name(_DISCARDED + folder.name)
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(folder, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    return aside
 
 
 def sweep(root: Path) -> None:

@@ -1,7 +1,8 @@
 """One training from a recipe's train block: build the Trainer, resume or start, give the trained model back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -11,16 +12,16 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from momify.data.blocks import TokenData
-from momify.devices import device_for
+from momify.devices import best_device, device_for
 from momify.errors import MomifyError
 from momify.evaluate.perplexity import Protocol
 from momify.measure.budget import budget_of, check_savings, check_share
 from momify.measure.mode import evaluating
 from momify.measure.stakes import METRIC_TOKENS, loss_metrics
 from momify.model import MomConfig
-from momify.processes import count, first_then_others, is_first, rank, wait_for_all
+from momify.processes import any_of_all, count, first_then_others, is_first, rank, wait_for_all
 from momify.recipe_blocks import TrainBlock
-from momify.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
+from momify.train.callbacks import A_SIGNAL, MetricsFile, ProgressBar, SaidSteps, StopOnSignal
 from momify.train.checkpoints import drop_after, newest_whole, read_seal, sweep
 from momify.train.frozen import freeze
 from momify.train.guards import Rollback, UnfitStepsError, read_rollback, write_rollback
@@ -47,7 +48,7 @@ _EVAL_TOKENS = 65_536  # held-out tokens scored while training; the report score
 class Place:
     """Where a training writes (metrics.jsonl, checkpoints/, tensorboard/), how it is called, who hears its warnings.
 
-    ready: called by the first process when all are about to take their first step.
+    ready: called by the first process when all are about to take their first step. bars: whether a terminal shows one.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Place:
     resume: bool = False
     say: Callable[[str], None] = lambda line: None
     ready: Callable[[], None] = lambda: None
+    bars: bool = True
 
     @property
     def checkpoints(self) -> Path:
@@ -102,7 +104,9 @@ def fit(
         if is_first():
             sweep(place.checkpoints)
     rollback = read_rollback(place.checkpoints) if place.resume else Rollback()
-    below = None
+    course, below = Course(model, teacher, data, settings, place, step_layers), None
+    # once: after a rollback the weights are at first those that went wrong
+    course = replace(course, measured=cache(partial(measure, course)))
     while True:
         start = newest_whole(place.checkpoints, place.say, below) if place.resume or rollback.times else None
         wait_for_all()  # before the first process changes what the others read
@@ -110,7 +114,7 @@ def fit(
             drop_after(place.checkpoints, read_seal(start).step if start else 0)
             write_rollback(place.checkpoints, rollback)
         try:
-            return fit_from(start, Course(model, teacher, data, settings, place, step_layers, rollback.lr_factor))
+            return fit_from(start, replace(course, lr_factor=rollback.lr_factor))
         except UnfitStepsError as error:
             rollback, below = rollback.again(error), error.first
             if start and read_seal(start).step == below - 1:  # unfit from its first step on: that is no way back
@@ -120,7 +124,7 @@ def fit(
 
 @dataclass(frozen=True)
 class Course:
-    """What one attempt at training works with."""
+    """What one attempt at training works with. measured: gives what `measure` found before the first of them."""
 
     model: PreTrainedModel
     teacher: PreTrainedModel | None
@@ -129,6 +133,15 @@ class Course:
     place: Place
     step_layers: Sequence[int | None] | None = None
     lr_factor: float = 1.0
+    measured: Callable[[], "Measured"] = lambda: (RoutingAids(), None)
+
+
+Measured = tuple[RoutingAids, HiddenGoal | None]
+
+
+def measure(course: Course) -> Measured:
+    """What train.supervise, train.budget and train.hidden ask for, by the model and the source as they are now."""
+    return routing_aids(course), hidden_goal(course, best_device()) if course.settings.hidden else None
 
 
 def _say_back(error: UnfitStepsError, rollback: Rollback, settings: TrainBlock, place: Place, below: int) -> None:
@@ -171,17 +184,18 @@ def fit_from(start: Path | None, course: Course) -> Stopped | None:
         stop.restore()
         bar.close()
         model.config.use_cache = use_cache  # the Trainer switches it off in the config, which would be saved
-    step = trainer.state.global_step
-    return Stopped(stop.stopped, step) if stop.stopped and step < settings.steps else None
+    stopped = any_of_all(stop.stopped is not None)  # also in the last step, after which much is to come
+    return Stopped(stop.stopped or A_SIGNAL, trainer.state.global_step) if stopped else None
 
 
 def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]:
     """The Trainer of a course with its callbacks; the two that must be put away afterwards beside it."""
     settings, place, data, model = course.settings, course.place, course.data, course.model
     arguments = training_arguments(settings, place)
-    stop, bar = StopOnSignal(), ProgressBar(place.title, place.console)
+    stop, bar = StopOnSignal(), ProgressBar(place.title, place.console, place.bars)
     files = [MetricsFile(place.metrics), TensorBoardFile(place.folder / "tensorboard")]
-    callbacks = [UncountedSteps(data, settings), *files, bar, stop, OverfitWatch(place.metrics, place.say)]
+    shown = [bar, SaidSteps(place.say, bar.shown)]
+    callbacks = [UncountedSteps(data, settings), *files, *shown, stop, OverfitWatch(place.metrics, place.say)]
     if isinstance(model.config, MomConfig):
         callbacks.append(RouterWatch(model.config, place.say))
     freeze(model, settings)
@@ -189,7 +203,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
     if alone:
         place.say(f"the first {alone:,} steps teach only what stands in: {count_added(model):,} parameters")
     routed = LossWeights(**{name: getattr(settings, name) for name in LossWeights.__dataclass_fields__})
-    aids = routing_aids(course)
+    aids, goal = course.measured()
     if aids.hold:
         callbacks.insert(0, aids.hold)  # before the files: it adds to what they write
     trainer = MomTrainer(
@@ -204,7 +218,7 @@ def make_trainer(course: Course) -> tuple[MomTrainer, StopOnSignal, ProgressBar]
         optimizer=settings.optimizer_for(course.teacher is not None),
         rates=Rates(settings.learning_rate, settings.matrix_rate, settings.embeddings_at(course.teacher is not None)),
         routing=aids,
-        goal=hidden_goal(course, arguments.device) if settings.hidden else None,
+        goal=goal,
         steps_alone=alone,
         micro_batch=settings.micro_batch,
         lr_factor=course.lr_factor,
@@ -289,7 +303,7 @@ def check_length(model: PreTrainedModel, data: TokenData) -> None:
 
 def check_tokens(model: PreTrainedModel, data: TokenData) -> None:
     """Raise MomifyError when the text has tokens that the model has no embedding for."""
-    highest, known = max(int(part.max()) for part in (data.train, data.valid)), model.config.vocab_size
+    highest, known = data.highest, model.config.vocab_size
     if highest >= known:
         raise MomifyError(
             f"the text has token {highest} and the model {known} tokens: its tokenizer knows more than it does; use "

@@ -40,10 +40,20 @@ class BudgetHold(TrainerCallback):
                 counts = torch.stack([skips, skips.new_tensor(len(record.modules))])
                 self._counts[place] = self._counts.get(place, 0) + counts
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        """Correct the threshold and what lies below its floor."""
-        counts = processes.sum_of_all(torch.stack([self._counts[place] for place in self.places])).tolist()
+    def forget(self) -> None:
+        """Leave the micro-batches of the current step out: it is not taken."""
         self._counts = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Start an attempt without what one that was given up had counted."""
+        self.forget()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Correct the threshold and what lies below its floor, by a step that was taken."""
+        if not self._counts:
+            return
+        counts = processes.sum_of_all(torch.stack([self._counts[place] for place in self.places])).tolist()
+        self.forget()
         skipping = {place: skips / tokens for place, (skips, tokens) in zip(self.places, counts, strict=True)}
         self.spent = self.budget.spent(skipping)
         most = sum(self.budget.savings[kind] for kind, _ in self.places)

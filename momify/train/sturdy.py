@@ -57,15 +57,16 @@ class SturdyTrainer(Trainer):
             self._judge_step(model)
         return super()._get_grad_norm(model, grad_norm)
 
-    def _judge_step(self, model: torch.nn.Module) -> None:
-        """Take the gradients away from an unfit step: the optimizer then changes nothing."""
+    def _judge_step(self, model: torch.nn.Module) -> bool:
+        """Whether a step is fit; take the gradients away from one that is not: the optimizer then changes nothing."""
         step = self.state.global_step + 1
         if self.guard.unfit(step, self.accelerator.unwrap_model(model).named_parameters()):
             self._say(f"warning: step {step} skipped: its loss or gradient is not finite")
             self.optimizer.zero_grad()
             self.tally.drop_step()
-        else:
-            self.tally.keep_step()
+            return False
+        self.tally.keep_step()
+        return True
 
     def _get_output_dir(self, trial: Any) -> str:
         return os.path.join(super()._get_output_dir(trial), *self._sub)

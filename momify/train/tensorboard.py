@@ -1,4 +1,5 @@
-"""The numbers of metrics.jsonl for TensorBoard too, written at once: no thread that could fail unseen."""
+"""What the Trainer logs for TensorBoard: metrics.jsonl and its own sums. Written at once, by no thread that could fail
+unseen."""
 
 import os
 import socket

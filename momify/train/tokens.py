@@ -5,7 +5,7 @@ are fewer blocks than a batch takes.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -24,13 +24,33 @@ def tokens_seen(checkpoints: Path, data: TokenData, settings: TrainBlock) -> int
 
 
 def reckoned_tokens(steps: int, data: TokenData, settings: TrainBlock) -> int:
-    """Tokens of so many steps, for a checkpoint of a version that did not count them."""
-    blocks, per_step = len(data.train_blocks), settings.batch_size * count()
-    steps_a_pass = -(-blocks // per_step)
+    """Tokens of so many steps, before they are taken or where a version of momify did not count them."""
+    a_pass = _a_pass(data, settings)
+    passes, rest = divmod(steps, a_pass.steps)
+    return passes * a_pass.tokens + rest * a_pass.most_a_step
+
+
+def fewest_steps(tokens: int, data: TokenData, settings: TrainBlock) -> int:
+    """Steps that see so many tokens, or as few more as can be: the inverse of `reckoned_tokens`."""
+    a_pass = _a_pass(data, settings)
+    passes, rest = divmod(tokens, a_pass.tokens)
+    return passes * a_pass.steps + -(-rest // a_pass.most_a_step)
+
+
+class _Pass(NamedTuple):
+    """What one pass over the text consists of."""
+
+    steps: int
+    tokens: int
+    most_a_step: int
+
+
+def _a_pass(data: TokenData, settings: TrainBlock) -> _Pass:
+    blocks, a_step = len(data.train_blocks), settings.batch_size * count()
+    steps = -(-blocks // a_step)
     # several processes are given full batches always, the last of a pass with blocks of its beginning
-    blocks = steps_a_pass * per_step if count() > 1 else blocks
-    passes, rest = divmod(steps, steps_a_pass)
-    return (passes * blocks + rest * per_step) * data.block_length
+    blocks = steps * a_step if count() > 1 else blocks
+    return _Pass(steps, blocks * data.block_length, a_step * data.block_length)
 
 
 class UncountedSteps(TrainerCallback):

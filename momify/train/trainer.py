@@ -84,7 +84,9 @@ class MomTrainer(SturdyTrainer):
         self.optimizer_name, self.rates = optimizer, rates or Rates(self.args.learning_rate)
         self.routing, self.goal, self.steps_alone = routing or RoutingAids(), goal, steps_alone
         self.micro_batch, self._share = micro_batch, 1.0  # of the step's blocks, that which compute_loss is given
-        self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
+        self.teacher = teacher.eval().requires_grad_(False) if teacher is not None else None
+        if self.teacher is not None and self._asks:
+            self.teacher.to(self.args.device)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """A step's batch, one micro-batch after the other; its loss and gradient are the whole batch's."""
@@ -150,10 +152,13 @@ class MomTrainer(SturdyTrainer):
         """Share of the steps that are left: residuals guide the beginning, predictions decide the end."""
         return 1 - self.state.global_step / self.state.max_steps
 
-    def _judge_step(self, model: torch.nn.Module) -> None:
+    def _judge_step(self, model: torch.nn.Module) -> bool:
         if self.state.global_step < self.steps_alone:
             hold_back(self.accelerator.unwrap_model(model).named_parameters())
-        super()._judge_step(model)
+        fit = super()._judge_step(model)
+        if not fit and self.routing.hold is not None:
+            self.routing.hold.forget()
+        return fit
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, or Muon or NorMuon for the matrices of the blocks."""
@@ -171,10 +176,15 @@ class MomTrainer(SturdyTrainer):
         self.optimizer = Muon(groups, lr=self.rates.usual, evened=evened, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
+    @property
+    def _asks(self) -> bool:
+        """Whether the teacher is asked for anything: it is there too where labels alone are learned."""
+        return bool(self.weights.distill or self.goal)
+
     def _ask_teacher(self, inputs: dict[str, Tensor]) -> tuple[HeadLoss, HiddenGap | None]:
         """The losses that need the head, and that of the residual, with what the teacher says where it is asked."""
         weights, teacher, gap = self.weights, None, None
-        if weights.distill or self.goal:
+        if self._asks:
             depths = self.goal.depths.values() if self.goal else ()
             with torch.no_grad(), self.compute_loss_context_manager(), residuals(self.teacher, depths) as seen:
                 body = self.teacher.base_model(input_ids=inputs["input_ids"], use_cache=False)
@@ -187,6 +197,7 @@ class MomTrainer(SturdyTrainer):
         if "loss" in logs:
             logs.update(self.tally.take())
         super().log(logs)  # without the time: metrics.jsonl has tokens/s of its own, which leave out measuring
+        self.state.log_history.clear()  # every checkpoint would hold all of metrics.jsonl
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out loss by the report's own protocol."""

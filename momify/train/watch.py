@@ -86,7 +86,10 @@ class OverfitWatch(TrainerCallback):
         self._losses: list[tuple[int, float]] = []  # step, held-out loss
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        self._losses = [(row["step"], row["eval_loss"]) for row in _rows(self._metrics) if "eval_loss" in row]
+        rows = _rows(self._metrics)  # a loss that was no number is in words there
+        self._losses = [
+            (row["step"], row["eval_loss"]) for row in rows if isinstance(row.get("eval_loss"), float | int)
+        ]
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict, **kw: Any

@@ -100,7 +100,7 @@ def test_costs_before_and_after(tell):
     before = n * (4 * (4 * 32 * 32 + core + 2 * 32 * 128) + 32 * 61)
     after = before - n * (2 * (4 * 32 * 32 + core) + 2 * 32 * 128)
     assert costs["MACs, 48 tokens"][1:4] == (f"{before / 1e6:.3g} M", f"{after / 1e6:.3g} M", f"{after / before:.2f}x")
-    assert costs["KV bytes per token (16 bit)"][1:] == ("512", "256", "0.50x", "--mha-steps")
+    assert costs["KV cache per token, 16 bit"][1:] == ("512 B", "256 B", "0.50x", "--mha-steps")
     assert costs["parameters"][4] == "--mha --ffn"
 
 

@@ -197,3 +197,20 @@ def test_a_source_that_comes_to_no_number_is_refused(model, text, method, networ
 def test_an_unknown_method_is_refused(model, text, network_of):
     with pytest.raises(MomifyError, match="'magic' is unknown; use one of greedy, layerdrop, leave_one_out, cos"):
         measure_importance(network_of(model), text, (1, 1), method="magic")
+
+
+@pytest.mark.parametrize("method", ["greedy", "leave_one_out"])
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_what_leaves_no_number_is_removed_last(model, text, method, loss, network_of):
+    """Only as no other attention is left; and it can be written as JSON."""
+    known = {}
+    losses = measure_importance(network_of(model), text, (3, 0), method, known=known)
+    first = losses.order("mha")[0]
+    spoilt = {key: loss if str(2 * first) in key.split() else value for key, value in known.items()}
+    for quota in (1, 3):
+        found = measure_importance(network_of(model), text, (quota, 0), method, known=dict(spoilt))
+        assert (first in [removal.layer for removal in found.removals]) == (quota == 3)
+        assert found.cost("mha", first) == float("inf")
+        written = json.dumps(found.to_dict(), allow_nan=False)
+        assert Importance.from_dict(json.loads(written)).order("mha") == found.order("mha")
+    assert found.removals[-1].layer == first

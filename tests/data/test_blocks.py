@@ -1,7 +1,10 @@
 """data/blocks.py: every token once, held-out documents whole, the cache keyed by content."""
 
+import json
+import shutil
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Callable
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from momify.data import stream
 from momify.data.blocks import (
     NOT_SCORED,
     SplicedBlocks,
@@ -119,13 +123,85 @@ def test_cache_is_used_and_follows_the_content(tmp_path: Path, tokenizer: PreTra
     assert load_tokens(block, tokenizer).sha256 != first.sha256
 
 
-def test_cut_cache_file_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_files_in_another_order_are_other_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The order decides which text `train_tokens` cuts off."""
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"the {name} sat on the mat " * 20)
+    for names in ("ab", "ba", "ab"):
+        paths = [str(tmp_path / f"{name}.txt") for name in names]
+        block = DataBlock(train=paths, valid=[str(tmp_path / "c.txt")], train_tokens=40, block_length=8)
+        expected = tokenizer(Path(paths[0]).read_text())["input_ids"][:40]
+        assert load_tokens(block, tokenizer).train.tolist() == expected
+
+
+def test_empty_documents_add_no_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [""] * stream.BATCH + ["the cat"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    (tmp_path / "v.jsonl").write_text('{"text": "the mat"}\n')
+    block = DataBlock(train=[str(tmp_path / "a.jsonl")], valid=[str(tmp_path / "v.jsonl")], block_length=2)
+    expected = [*tokenizer("the cat")["input_ids"], tokenizer.eos_token_id]
+    assert load_tokens(block, tokenizer).train.tolist() == expected
+
+
+def test_few_characters_are_tokenised_at_once_to_the_same_tokens(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [3, 700, 90, 5, 40, 499, 1, 501, 2, 2]
+    rows = [{"text": ("the cat sat on the mat " * 40)[:length]} for length in lengths * 3]
+    for name in ("a.jsonl", "v.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    block = DataBlock(train=[str(tmp_path / "a.jsonl")], valid=[str(tmp_path / "v.jsonl")], block_length=8)
+    whole = load_tokens(block, tokenizer)
+    groups, call = [], type(tokenizer).__call__
+
+    def watched(self: PreTrainedTokenizerFast, texts: list[str], **how: object) -> object:
+        groups.append(list(map(len, texts)))
+        return call(self, texts, **how)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", watched)
+    monkeypatch.setattr(stream, "_TOKENISED_AT_ONCE", 500)
+    monkeypatch.setenv("MOMIFY_CACHE", str(tmp_path / "again"))
+    again = load_tokens(block, tokenizer)
+    assert all(sum(group) <= 500 or len(group) == 1 for group in groups)
+    assert list(chain.from_iterable(groups)) == lengths * 6
+    assert len(groups) < len(lengths) * 6
+    assert (again.train.tolist(), again.valid.tolist()) == (whole.train.tolist(), whole.valid.tolist())
+
+
+def test_highest_token_is_noted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     block = DataBlock(train=[str(write(tmp_path / "a.txt", 30))], block_length=8)
-    folder = cache_folder() / "tokens" / load_tokens(block, tokenizer).sha256
-    with open(folder / "train.bin", "r+b") as stream:
-        stream.truncate(10)
-    with pytest.raises(MomifyError, match=r"train\.bin is not as long"):
+    data = load_tokens(block, tokenizer)
+    assert data.noted == data.highest == max(*data.train.tolist(), *data.valid.tolist())
+    assert TokenData(np.array([1, 7]), np.zeros(0, int), 2, "0").highest == 7
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:10])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("train.bin", cut, r"train\.bin is not as long as written"),
+        ("valid.bin", Path.unlink, r"No such file .*valid\.bin"),
+        ("meta.json", Path.unlink, r"No such file .*meta\.json"),
+        ("meta.json", cut, "Expecting|Unterminated"),
+        ("meta.json", lambda path: path.write_text('{"dtype": "uint16"}'), "train"),
+    ],
+)
+def test_damaged_cache_is_named_and_made_again(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str, damage: Callable[[Path], object], words: str
+) -> None:
+    block = DataBlock(train=[str(write(tmp_path / "a.txt", 30))], block_length=8)
+    data = load_tokens(block, tokenizer)
+    folder, before = cache_folder() / "tokens" / data.sha256, data.train.tolist()
+    damage(folder / name)
+    with pytest.raises(MomifyError, match=words) as caught:
         load_tokens(block, tokenizer)
+    assert f"cached tokens {folder}: " in str(caught.value)
+    assert str(caught.value).endswith("; remove that folder, it is made again")
+    shutil.rmtree(folder)
+    assert load_tokens(block, tokenizer).train.tolist() == before
 
 
 def test_too_little_text_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

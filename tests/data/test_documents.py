@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pytest
 from datasets import Dataset
 from pyarrow import parquet
 
+from momify.data import documents
 from momify.data.documents import LINES_WITHOUT_SEPARATOR, read_corpus
 from momify.errors import MomifyError
 from momify.recipe_blocks import DataBlock
@@ -31,6 +34,25 @@ def test_txt_without_separators_is_cut_by_lines(tmp_path: Path) -> None:
     found = list(texts(path))
     assert len(found) == 3
     assert "".join(found) == "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("x" * 250, [100, 200, 250]),  # one line
+        (("y" * 39 + "\n") * 7, [120, 240, 280]),  # at an end of a line
+        ("a\n<|endoftext|>\n" + ("z" * 59 + "\n") * 3, [2, 122, 182]),
+    ],
+)
+def test_very_long_txt_documents_are_cut(
+    tmp_path: Path, text: str, ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    assert len(texts(path)) == 1 + text.count("<|")  # nothing is cut by default; what is cached then is not used below
+    monkeypatch.setattr(documents, "MOST_CHARACTERS", 100)
+    whole = text.replace("<|endoftext|>\n", "")
+    assert list(texts(path)) == [whole[start:end] for start, end in pairwise([0, *ends])]
 
 
 def test_bytes_that_are_not_utf8_are_replaced(tmp_path: Path) -> None:
@@ -80,6 +102,7 @@ def test_valid_files_are_part_of_the_hash(tmp_path: Path) -> None:
         (b"{not json", "bad.jsonl", "cannot be read"),
         (b"PAR1 nothing", "bad.parquet", "cannot be read"),
         (b"x", "a.csv", "one kind"),
+        (None, "x" * 300 + ".txt", "does not exist"),
     ],
 )
 def test_mistakes_name_the_file(
@@ -140,6 +163,27 @@ def test_mixed_kinds_and_folders_are_refused(tmp_path: Path) -> None:
         texts(tmp_path / "c.txt")
 
 
-def test_hub_name_without_network_says_what_to_do() -> None:
+def test_an_empty_list_is_told_as_one() -> None:
+    with pytest.raises(MomifyError, match=r"data\.train is an empty list"):
+        texts()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file at hand that gives an input/output error")
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(MomifyError, match=r"a\.txt cannot be read: Input/output error; check its rights"):
+        texts(tmp_path / "a.txt")
+
+
+def test_a_full_disk_under_the_cache_is_no_unreadable_text(tmp_path: Path, files_of_at_most: Callable) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a cat sat on a mat\n" * 20_000)
+    told = r"cannot write .*/datasets: File too large; free space or set HF_DATASETS_CACHE"
+    with files_of_at_most(100_000), pytest.raises(MomifyError, match=told):
+        texts(path)
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing-of-this-name", "x" * 300])
+def test_hub_name_without_network_says_what_to_do(name: str) -> None:
     with pytest.raises(MomifyError, match="neither a file here nor a dataset"):
-        texts("nobody/nothing-of-this-name")
+        texts(name)

@@ -4,7 +4,7 @@ read from local parquet files in the place of the hub."""
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -157,6 +157,14 @@ def test_broken_stream_goes_on_to_the_same_bytes(
     again = cache_folder() / "tokens" / whole.sha256
     assert {name: (again / name).read_bytes() for name in expected} == expected
     assert sorted(path.name for path in again.iterdir()) == ["meta.json", "train.bin", "valid.bin"]
+
+
+@pytest.mark.parametrize("tokens", [2000, 100_000])  # within what is held back before it is written, and beyond
+def test_a_full_disk_is_told(
+    the_hub: Hub, tokenizer: PreTrainedTokenizerFast, files_of_at_most: Callable, tokens: int
+) -> None:
+    with files_of_at_most(3000), pytest.raises(MomifyError, match=r"cannot write .*train\.bin: File too large"):
+        load_tokens(block(train_tokens=tokens), tokenizer)
 
 
 def test_finished_data_needs_no_network_and_no_second_reading(the_hub: Hub, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from momify.evaluate.compare import average, compare, spread, summary
 from momify.evaluate.results import Score
-from momify.evaluate.task import Baseline, Outcome
+from momify.evaluate.task import Baseline, Incomparable, Outcome
 from momify.report.tasks import comparison_table, protocol_lines
 
 
@@ -99,13 +99,34 @@ def test_the_average_is_taken_seed_by_seed_and_leaves_wnli_out() -> None:
         outcome("cola", source=[20.0, 10.0], mom=[3.0, 4.0]),
         outcome("wnli", source=[99.0, 99.0], mom=[0.0, 0.0]),
     ]
-    found = average(outcomes)
+    summaries = [summary(one) for one in outcomes]
+    found = average(summaries)
     assert found["covers"] == ["rte", "cola"]
     assert found["models"]["source"]["metrics"]["average"]["values"] == [40.0, 37.0]
     assert found["models"]["mom"]["metrics"]["average"]["mean"] == 2.5
     assert {b["name"]: b["metrics"]["average"] for b in found["baselines"]} == {"majority": 50.0, "random": 40.0}
     assert found["limited"]
-    assert average(outcomes[:1]) is None
-    assert average([outcomes[0], outcomes[2]]) is None
+    assert average(summaries[:1]) is None
+    assert average([summaries[0], summaries[2]]) is None
     lines = protocol_lines([found])
     assert "glue average: the mean of the main metrics of rte, cola" in lines
+
+
+def test_an_average_is_of_the_same_seeds_and_weights_and_of_finite_scores() -> None:
+    rte, cola = (summary(outcome(name, source=[60.0, 64.0], mom=[1.0, 2.0])) for name in ("rte", "cola"))
+    assert average([rte, {**cola, "seeds": [0, 7]}]) is None
+    other = {role: {**found, "sha256": "of another"} for role, found in cola["models"].items()}
+    assert average([rte, {**cola, "models": other}]) is None
+    broken = average([rte, summary(outcome("cola", source=[60.0, 64.0], mom=[1.0, None]))])
+    assert broken["models"]["mom"]["metrics"]["average"] is None
+    assert broken["differences"] == {"mom": {}}
+
+
+def test_what_is_not_comparable_has_no_difference_and_a_note() -> None:
+    found = outcome("ppl", seeded=False, source=[60.0], mom=[50.0], other=[61.0])
+    found.incomparable["other"] = Incomparable(("accuracy",), "other tokens")
+    made = summary(found)
+    assert list(made["differences"]["mom"]) == ["accuracy"]
+    assert made["differences"]["other"] == {}
+    assert made["models"]["other"]["notes"] == ["accuracy: not compared with source, other tokens"]
+    assert made["models"]["mom"]["notes"] == []

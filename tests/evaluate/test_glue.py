@@ -1,16 +1,19 @@
 """evaluate/glue.py: a task from files to score, the same from the same seed, with a protocol that says it all."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from momify.errors import MomifyError
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.fine_tune import FineTuning
 from momify.evaluate.glue import Glue, _Reader
-from momify.evaluate.glue_data import read_glue
+from momify.evaluate.glue_data import Example, GlueData, read_glue
 from momify.evaluate.glue_tasks import GLUE
+from momify.evaluate.split import Split
 from momify.evaluate.task import Turn
 from momify.model import MomForSequenceClassification
 
@@ -87,6 +90,19 @@ def test_constant_predictions_are_told(write_glue: Write, dense: Contestant) -> 
     score = task.score(Contestant("source", "3", load, dense.tokenizer), Turn(0))
     assert score.metrics["pearson"] == 0.0
     assert "not defined" in score.note
+
+
+def test_a_token_beyond_the_vocabulary_is_told_before_anything_is_learned(
+    tokenizer: PreTrainedTokenizerFast, make_gpt2: Callable[..., GPT2LMHeadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only a set to score on has one."""
+    monkeypatch.setattr("momify.evaluate.glue.fine_tune", lambda *rest: pytest.fail("it learns"))
+    train = Split(tuple(Example((text,), label) for label, text in enumerate(("a b", "b a"))), 2)
+    task = Glue(GLUE["sst2"], GlueData(train, {"": Split((Example(("the cat",), 0),), 1)}), ONCE)
+    entries = 1 + max(tokenizer("a b b a")["input_ids"])
+    one = Contestant("mom", "1", lambda: make_gpt2(vocab_size=entries), tokenizer)
+    with pytest.raises(MomifyError, match=f"does not fit the model's {entries} entries"):
+        task.score(one, Turn(0))
 
 
 def test_a_kept_head_gives_the_same_predictions(write_glue: Write, mom: Contestant, tmp_path: Path) -> None:

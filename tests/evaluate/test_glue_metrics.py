@@ -54,7 +54,7 @@ def test_mnli_is_the_mean_of_both_sets() -> None:
 
 
 def data(train: list[float], dev: list[float]) -> GlueData:
-    split = lambda labels: Split(tuple(Example(("a", "b"), label) for label in labels), len(labels), "x")  # noqa: E731
+    split = lambda labels: Split(tuple(Example(("a", "b"), label) for label in labels), len(labels))  # noqa: E731
     return GlueData(split(train), {"": split(dev)})
 
 

@@ -68,6 +68,8 @@ def test_a_limit_is_marked_and_part_of_the_key(folder: Path, dense: Contestant) 
     assert "5 of 14 (limited) examples" in some.score(dense, Turn(0)).protocol
     assert some.limited
     assert some.key(dense) != whole.key(dense)
+    generous = LmEval("toy_choice", 14, folder)
+    assert (generous.limited, generous.key(dense)) == (False, whole.key(dense))
 
 
 @pytest.mark.slow  # lm-eval indexes its thousands of tasks

@@ -144,6 +144,7 @@ def test_dropout_is_off_and_the_mode_comes_back(make_gpt2: MakeGpt2) -> None:
 def test_describe() -> None:
     line = Protocol(256, 256).describe(65536, torch.float32)
     assert line == "block 256, stride 256, 65,536 tokens, float32, first token of a window unscored"
+    assert "65,536 tokens of 190,000 bytes, float32" in Protocol(256, 256).describe(65536, torch.float32, 190_000)
     line = Protocol(256, 64).describe(1000, torch.bfloat16)
     assert line == "block 256, stride 64, 1,000 tokens, bfloat16, every token but the first scored once"
 

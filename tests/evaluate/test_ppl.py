@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from momify.data.blocks import TokenData
@@ -13,7 +14,7 @@ from momify.data.tokenizer import train_tokenizer
 from momify.errors import MomifyError
 from momify.evaluate.contestant import Contestant
 from momify.evaluate.perplexity import Perplexity, Protocol, perplexity
-from momify.evaluate.ppl import BESIDE, Ppl, count_words, from_score, per_word, to_score
+from momify.evaluate.ppl import BESIDE, Ppl, count_words, documents, from_score, per_word, to_score
 from momify.evaluate.task import Turn
 
 TEXT = "the cat sat on the mat, the hat and the rat\n" * 4
@@ -39,7 +40,7 @@ def test_the_score_is_the_perplexity(one: Contestant) -> None:
     assert score.metrics["bits_per_byte"] > 0
     assert set(task.shown) - {"divergence", "agreement"} <= set(score.metrics)
     assert task.work(one) == math.ceil(expected.windows / 2)
-    assert sum(done) <= task.work(one)
+    assert sum(done) == task.work(one)
     words = len(TEXT.split())
     assert score.metrics["word_perplexity"] == pytest.approx(math.exp(expected.loss * len(tokens) / words), rel=1e-5)
 
@@ -60,6 +61,36 @@ def test_each_contestant_reads_with_its_own_tokenizer(one: Contestant) -> None:
     assert len(task.tokens(other)) == len(TEXT) > len(task.tokens(one))
     assert task.key(other) != task.key(one)
     assert count_words(bytes_only, task.tokens(other)) == count_words(one.tokenizer, task.tokens(one)) == 44
+    for who in (one, other):
+        assert f"{len(task.tokens(who)):,} tokens of {len(TEXT):,} bytes" in task.score(who, Turn(0)).protocol
+
+
+def test_the_last_word_of_a_document_is_not_the_first_of_the_next(tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = ["the cat", "sat", " on the\n", "", "mat, the hat"]
+    ids = [i for text in texts for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    assert documents(tokenizer, torch.tensor(ids)) == [text for text in texts if text]
+    assert count_words(tokenizer, torch.tensor(ids)) == sum(len(text.split()) for text in texts) == 8
+
+
+def test_with_other_tokens_only_what_is_per_byte_and_word_is_comparable(one: Contestant) -> None:
+    other, task = replace(one, tokenizer=train_tokenizer(["x"], 257)), Ppl(token_data, 16, 16)
+    assert task.incomparable(one, replace(one, role="mom", sha256="2")) is None
+    assert task.incomparable(one, other).metrics == ("perplexity", "loss")
+    cut = replace(task, limit=2).incomparable(one, other)  # 32 tokens of each: other texts
+    assert set(cut.metrics) == set(task.shown) - {"divergence", "agreement"}
+    assert "another stretch of text" in cut.why
+
+
+def test_a_limit_that_leaves_nothing_out_is_none(one: Contestant) -> None:
+    tokens, task = len(token_data(one.tokenizer).valid), Ppl(token_data, 16, 16)
+    other = replace(one, tokenizer=train_tokenizer(["x"], 257))
+    generous, tight = replace(task, limit=-(-tokens // 16)), replace(task, limit=tokens // 16)
+    assert not generous.among([one]).limited
+    assert generous.key(one) == task.key(one) != tight.key(one)
+    assert tight.among([one]).limited
+    assert generous.among([one, other]).limited, "the other has more tokens"
+    assert generous.among([other, one]).key(one) == task.key(one)
+    assert generous.among([one]).reference is one
 
 
 def test_others_of_the_same_text_are_compared_with_the_reference(

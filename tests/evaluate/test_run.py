@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,9 @@ class Counting:
 
     def work(self, one: Contestant) -> int:
         return 2
+
+    def incomparable(self, first: Contestant, other: Contestant) -> None:
+        return None
 
     def baselines(self) -> list[Baseline]:
         return []
@@ -206,3 +210,20 @@ def test_two_processes_with_other_seeds_lose_nothing(tmp_path: Path) -> None:
     for results, seed in ((one, 0), (two, 1), (one, 2)):
         results.add(Entry("mom", seed, {"sha256": "1"}, Score({"value": 1.0}, "")))
     assert [entry.seed for entry in read_results(tmp_path / "a.json")] == [0, 1, 2]
+
+
+def test_looking_for_a_score_writes_nothing(tmp_path: Path) -> None:
+    results = Results(tmp_path / "a.json", "a")
+    results.add(Entry("source", 0, {"sha256": "1"}, Score({"value": 1.0}, "")))
+    assert results.find(0, {"sha256": "1"}).metrics == {"value": 1.0}
+    assert [entry.role for entry in read_results(tmp_path / "a.json")] == ["source"]
+
+
+def test_writers_at_the_same_time_wait_for_each_other(tmp_path: Path) -> None:
+    def write(first: int) -> None:
+        for seed in range(first, first + 5):
+            Results(tmp_path / "a.json", "a").add(Entry("mom", seed, {"sha256": "1"}, Score({"value": 1.0}, "")))
+
+    with ThreadPoolExecutor(4) as pool:  # each opens the folder for itself, as a process does
+        list(pool.map(write, range(0, 20, 5)))
+    assert sorted(entry.seed for entry in read_results(tmp_path / "a.json")) == list(range(20))

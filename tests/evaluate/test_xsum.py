@@ -1,10 +1,12 @@
 """evaluate/xsum.py and rouge.py: what is learned, that batches decode as single documents do, and the scores."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from momify.errors import MomifyError
 from momify.evaluate.batches import Ids
@@ -13,7 +15,7 @@ from momify.evaluate.fine_tune import FineTuning
 from momify.evaluate.rouge import rouge, rouge_baselines
 from momify.evaluate.split import Split
 from momify.evaluate.task import Turn
-from momify.evaluate.xsum import Decoding, Reader, Xsum, decode_batch, summary_loss, training_batch
+from momify.evaluate.xsum import PROMPT, Decoding, Reader, Xsum, decode_batch, summary_loss, training_batch
 from momify.evaluate.xsum_data import Pair, XsumData
 
 WORDS = ["the cat", "the hat", "the mat", "the rat"]
@@ -23,7 +25,7 @@ SHORT = Decoding(beams=4, max_new_tokens=12)
 def pairs(count: int, start: int = 0) -> Split[Pair]:
     """Documents whose last word sums them up."""
     found = [Pair(f"{'on ' * (1 + i % 4)}{WORDS[i % 4]}", WORDS[i % 4]) for i in range(start, start + count)]
-    return Split(tuple(found), count, "x")
+    return Split(tuple(found), count)
 
 
 @pytest.fixture
@@ -47,8 +49,8 @@ def test_rouge_stems_averages_and_gives_an_empty_summary_nothing() -> None:
 
 
 def test_baselines_of_xsum() -> None:
-    train = Split((Pair("x", "one two three"), Pair("x", "one two three four five")), 2, "x")
-    scored = Split((Pair("a b c d e f. g h", "a b c d"), Pair("only this", "this")), 2, "x")
+    train = Split((Pair("x", "one two three"), Pair("x", "one two three four five")), 2)
+    scored = Split((Pair("a b c d e f. g h", "a b c d"), Pair("only this", "this")), 2)
     lead, drawn = rouge_baselines(XsumData(train, scored, "test"))
     assert "first 4 words" in lead.how
     assert lead.metrics["rouge1"] == pytest.approx((100 + 100 * 2 / 3) / 2)
@@ -133,3 +135,15 @@ def test_a_seed_decides_everything_and_the_key_holds_the_rest(data: XsumData, mo
         Xsum(XsumData(pairs(16), pairs(5), "test"), settings, SHORT),
     ]
     assert all(other.key(mom) != task.key(mom) for other in others)
+
+
+def test_a_document_beyond_the_vocabulary_is_told_before_anything_is_learned(
+    tokenizer: PreTrainedTokenizerFast, make_gpt2: Callable[..., GPT2LMHeadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("momify.evaluate.xsum.fine_tune", lambda *rest: pytest.fail("it learns"))
+    entries = 1 + max(tokenizer(f"a{PROMPT} b")["input_ids"])
+    assert max(tokenizer("the cat")["input_ids"]) >= entries
+    one = Contestant("mom", "1", lambda: make_gpt2(vocab_size=entries), tokenizer)
+    task = Xsum(XsumData(Split((Pair("a", "b"),), 1), Split((Pair("the cat", "b"),), 1), "test"), FineTuning(), SHORT)
+    with pytest.raises(MomifyError, match=f"does not fit the model's {entries} entries"):
+        task.score(one, Turn(0))

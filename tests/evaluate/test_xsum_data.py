@@ -78,10 +78,20 @@ def test_errors_name_file_and_line(tmp_path: Path) -> None:
     assert "holds no pairs" in broken(tmp_path, "\n\n")
     (tmp_path / "train.jsonl").unlink()
     assert "train.csv line 2 has no column 'summary'" in broken(tmp_path, "document,id\na,b\n", "csv")
-    assert "train.csv line 2: summary is a NoneType" in broken(tmp_path, "document,summary\na\n", "csv")
+    assert "train.csv line 2: summary is missing" in broken(tmp_path, "document,summary\na\n", "csv")
+    said = broken(tmp_path, "document,summary\na,b\nc,d, and more\n", "csv")
+    assert said.endswith('train.csv line 3 has 3 columns instead of 2; quote texts by "')
     assert "is not CSV" in broken(tmp_path, 'document,summary\n"a"b,c\n', "csv")
     (tmp_path / "train.csv").unlink()
     assert "train.parquet is not a parquet file" in broken(tmp_path, "PAR1 no", "parquet")
+
+
+def test_long_cells_are_read_and_the_process_keeps_its_limit(tmp_path: Path) -> None:
+    limit, long = csv.field_size_limit(), {"document": "a " * 100_000, "summary": "b"}
+    write(tmp_path, "train", [long], "csv")
+    write(tmp_path, "test", [long], "csv")
+    assert read_xsum(tmp_path).train.examples == (Pair(long["document"], "b"),)
+    assert csv.field_size_limit() == limit
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

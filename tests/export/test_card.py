@@ -40,7 +40,7 @@ def test_a_gpt2_large() -> None:
 def test_numbers_come_from_the_report() -> None:
     report = {"verdict": "parameters 9 -> 4", "perplexity": {"protocol": "block 256"}}
     card = model_card(CONFIG, PROVENANCE, report)
-    assert "**parameters 9 -&gt; 4.**" in card
+    assert "**parameters 9 -> 4.**" in card
     assert "block 256" in card
     report["perplexity"]["mom_trained"] = {"divergence": 0.31, "agreement": 70.2}
     assert "0.310 nats per token from the source's" in model_card(CONFIG, PROVENANCE, report)
@@ -84,12 +84,12 @@ def test_a_plain_gpt2_takes_the_quality_and_not_the_costs_of_the_report() -> Non
     perplexity = {"source": {"perplexity": 19.58}, "mom_start": {"perplexity": 27.3}, "mom_trained": None}
     perplexity["protocol"] = "block 256"
     report = {"verdict": "parameters 9 -> 4", "perplexity": perplexity}
-    assert "**Perplexity on held-out text 19.58 -&gt; 27.30**: block 256." in plain(PROVENANCE, report)
+    assert "**Perplexity 19.58 -> 27.30**: block 256." in plain(PROVENANCE, report)
     perplexity["mom_trained"] = {"perplexity": 20.25, "divergence": 0.2024, "agreement": 73.6}
     card = plain(PROVENANCE, report)
     assert "0.202 nats per token from the source's; both expect the same token 74% of the time." in card
-    assert "19.58 -&gt; 20.25**" in card
-    assert "9 -&gt; 4" not in card
+    assert "19.58 -> 20.25**" in card
+    assert "9 -> 4" not in card
     assert "Perplexity" not in plain(PROVENANCE)
     assert front_matter(card)["base_model"] == "gpt2-large"
     assert front_matter(card)["tags"] == ["momify", "gpt2"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from momify.convert.source import LEARNED_ACTIVATIONS
 from momify.export.fold import carries_linear, patch_feed_forward, with_delta
+from momify.model.config import LEARNED_ACTIVATIONS
 
 # act(z) = z s(z) with s(z) + s(-z) = 1 (hardswish: relu6(z + 3) / 6), or max(z, 0): by their formulas, one by one
 CARRY = {

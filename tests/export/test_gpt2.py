@@ -223,7 +223,6 @@ REFUSED: list[tuple[dict, str]] = [
     ({"mha_reach": None, "modules_per_token": 2}, "tokens choose at 2 of 4 half-steps .*--format mom"),
     ({"activation_function": "tanh", "patch_rank": 1, **SKIPS}, "'tanh'.*--format mom.*patch_rank=0"),
     ({"patch_rank": 21, **SKIPS}, "needs an inner width of 42.*--format mom.*patch_rank=20"),
-    ({"activation_function": "prelu"}, "'prelu' has parameters of its own"),
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """An exported folder in a Python that cannot see momify: same logits, same tokens, and it saves again."""
 
 import json
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from momify.convert.stored_mom import model_class
 from momify.errors import MomifyError
 from momify.export.mom import code_files, export_mom
 from momify.model import MomConfig, MomForCausalLM, MomForSequenceClassification
@@ -26,7 +28,7 @@ FRESH = """
 import json, sys
 sys.modules["momify"] = None
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 folder, out = sys.argv[1:]
 try:
@@ -45,6 +47,10 @@ def answers(model):
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 first = answers(model)
+body = AutoModel.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    ids = torch.load(out + "/ids.pt")
+    assert torch.equal(body(ids).last_hidden_state, model.model(ids).last_hidden_state)
 model.save_pretrained(out + "/again")
 second = answers(AutoModelForCausalLM.from_pretrained(out + "/again", trust_remote_code=True))
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -171,7 +177,7 @@ def test_what_lies_in_the_folder(folder: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     before, after = (json.loads((place / "config.json").read_text()) for place in (folder, target))
     assert after.pop("auto_map").keys() == {
-        "AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification",
+        "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification",
     }  # fmt: skip
     assert after == before
     record = json.loads((target / "momify.json").read_text())
@@ -250,7 +256,12 @@ def test_models_that_are_not_whole(folder: Path, tmp_path: Path) -> None:
             r"lacks tensor model\.ffn\.up\.weight",
         ),
         (lambda: change_weights(folder, lambda t: t.update(extra=torch.ones(1))), "a tensor extra"),
-        (lambda: change_weights(folder, lambda t: t.update({"model.ln_f.bias": torch.ones(3)})), r"has shape \[3\]"),
+        (lambda: change_weights(folder, lambda t: t.update({"model.ln_f.bias": torch.ones(3)})), r"has shape \(3,\)"),
+        (lambda: change_weights(folder, lambda t: t["model.ln_f.bias"].fill_(torch.nan)), r"ln_f\.bias .*not finite"),
+        (
+            lambda: change_weights(folder, lambda t: t.update({"model.ln_f.bias": torch.ones(32, dtype=torch.int8)})),
+            r"ln_f\.bias is torch\.int8",
+        ),
         (lambda: config.unlink(), r"config\.json"),
         (lambda: config.write_text("{"), "not JSON"),
         (lambda: config.write_text('{"model_type": "gpt2"}'), "type 'gpt2'"),
@@ -267,6 +278,59 @@ def test_models_that_are_not_whole(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MomifyError, match="does not exist"):
         export_mom(tmp_path / "nowhere", tmp_path / "export")
     export_mom(folder, tmp_path / "export")
+
+
+CONFIGS = {
+    "400 digits": ({"hidden_size": 10**400}, r"hidden_size is 10{19}, larger than any model's"),
+    "400 digits nowhere known": ({"strange": 10**400}, r"strange is 10{19}, larger than any model's"),
+    "labels of no number": ({"id2label": {"a": "b"}}, "no MoM that can be built: .*'a'"),
+    "no number of labels": ({"num_labels": "x"}, "no MoM that can be built"),
+    "unknown type": ({"dtype": "foo"}, "no MoM that can be built: .*foo"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), CONFIGS.values(), ids=CONFIGS)
+def test_damaged_configs_are_refused_in_one_line(changes: dict, words: str, folder: Path, tmp_path: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(MomifyError, match=words) as told:
+        export_mom(folder, tmp_path / "export")
+    assert len(str(told.value)) < 400
+    assert "\n" not in str(told.value)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **dict.fromkeys(changes), "architectures": 5}))
+    assert model_class(json.loads(path.read_text())) is MomForCausalLM
+
+
+def test_a_classifier_is_checked_and_told_of_as_one(tmp_path: Path) -> None:
+    static = {"mha_reach": [[s % 3] for s in range(4)], "ffn_reach": [[s] for s in range(4)], "mha_homes": None}
+    folder, said = tmp_path / "model", []
+    MomForSequenceClassification(MomConfig(**{**SETTINGS, **static}, num_labels=3)).save_pretrained(folder)
+    target = export_mom(folder, tmp_path / "export", say=said.append)
+    card = (target / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "AutoModelForSequenceClassification.from_pretrained" in card
+    assert "generate" not in card
+    assert not any("gpt2" in line for line in said)
+    for words, change in (
+        (r"score\.weight has shape \(2, 32\), not \(3, 32\)", {"score.weight": torch.zeros(2, 32)}),
+        (r"score\.weight has values that are not finite", {"score.weight": torch.full((3, 32), torch.nan)}),
+    ):
+        change_weights(folder, lambda t, change=change: t.update(change))
+        with pytest.raises(MomifyError, match=words):
+            export_mom(folder, target)
+
+
+def test_a_full_disk_leaves_the_earlier_export(folder: Path, tmp_path: Path) -> None:
+    target = export_mom(folder, tmp_path / "export")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, allowed[1]))
+    try:
+        with pytest.raises(MomifyError, match=r"^cannot write .*/export: File too large; .*before is intact$"):
+            export_mom(folder, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
 def test_a_dense_model_is_refused(tmp_path: Path, make_gpt2: Callable[..., GPT2LMHeadModel]) -> None:

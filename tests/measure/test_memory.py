@@ -8,9 +8,13 @@ import torch
 from safetensors import safe_open
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
+from momify.convert.source import open_source
+from momify.measure.activations import Call, activation_bytes
+from momify.measure.cost import planned_usage
 from momify.measure.memory import Load, measure_memory
 from momify.model import MomForCausalLM
 from momify.model.cache import ROOM
+from momify.pipeline import whole_mom
 
 MakeGpt2 = Callable[..., GPT2LMHeadModel]
 MakeMom = Callable[..., MomForCausalLM]
@@ -99,10 +103,22 @@ def check(loads: tuple[Load, ...], tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"n_inner": 8}, {"activation_function": "gelu"}, {"tie_word_embeddings": False}], ids=str
-)
-def test_activations_of_a_dense_model(make_gpt2: MakeGpt2, changes: dict) -> None:
-    check(measure_memory(make_gpt2(**changes), prompts(*SHAPES)).loads, 0.04)
+    "changes",
+    [{}, {"n_inner": 8}, {"activation_function": "gelu"}, {"activation_function": "quick_gelu"},
+     {"tie_word_embeddings": False}],
+    ids=str,
+)  # fmt: skip
+def test_activations_of_a_source(make_gpt2: MakeGpt2, changes: dict, tmp_path: Path) -> None:
+    """A source runs as a MoM that leaves nothing out: the formula of its own config has what is alive then."""
+    make_gpt2(**changes).save_pretrained(tmp_path)
+    source = open_source(tmp_path)
+    loads = measure_memory(whole_mom(source), prompts(*SHAPES)).loads
+    check(loads, 0.005)
+    for load in loads:
+        past = load.tokens if load.phase == "decode" else 0
+        call = Call(load.batch, 1 if past else load.tokens, past)
+        usage = planned_usage(source.config, 1, call.rows)
+        assert activation_bytes(source.config, usage, call) == load.activations.formula
 
 
 FIXED = {"mha_homes": [0, 3, 1, 2], "mha_reach": [[0], [3], [1], [2]], "ffn_homes": [0, 1, 4, 3],

@@ -10,7 +10,7 @@ from torch import Tensor
 from momify.model.attention import Scene, attention_half, eager_attention, hide_keys, project
 from momify.model.dispatch import BACKENDS
 from momify.model.layout import HalfStep, half_steps
-from momify.model.picking import Picks, module_shares
+from momify.model.picking import Choosing, Picks, module_shares, pick
 from momify.model.plan import make_plan
 
 
@@ -20,14 +20,34 @@ def picks(modules: list[list[int]], gates: list[list[float]] | None, skip: int =
     return Picks(make_plan(chosen, weights, skip), chosen, weights)
 
 
+def scored(modules: list[list[int]], gates: list[list[float]]) -> Picks:
+    """Picks as a router of K > 1 makes them."""
+    made = picks(modules, gates)
+    return replace(made, scores=made.gates.log())
+
+
 def test_shares_leave_skip_out() -> None:
     chosen = picks([[0, 3], [3, 1], [1, 2], [3, 3]], [[0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [1.0, 0.0]])
     shares = module_shares(chosen, 3)
     expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.3, 0.7], [0.0, 0.0]]).double()
     torch.testing.assert_close(shares, expected)
-    three = picks([[0, 3, 2]], [[0.1, 0.6, 0.3]])
+    three = scored([[0, 3, 2]], [[0.1, 0.6, 0.3]])
     torch.testing.assert_close(module_shares(three, 3), torch.tensor([[0.25, 0.0, 0.75]]).double())
     assert module_shares(picks([[1]], None), 3) is None
+
+
+def test_shares_are_no_zeros_where_every_gate_but_that_of_skip_is(make_mom) -> None:
+    """At a tiny tau SKIP takes all: a key of nothing would be seen by later tokens, in the way of real ones."""
+    model = make_mom(modules_per_token=3, router_tau=0.01, mha_homes=[3] * 4).model
+    x_hat, choosing = torch.randn(50, 32), Choosing(3, 0.01, 0.0, BACKENDS["reference"])
+    found = pick(x_hat, half_steps(model.config)[0], model.mha_router()[0], choosing)
+    live = found.modules != 3
+    vanished = (found.gates * live).sum(1) == 0
+    assert vanished.any()
+    shares = module_shares(found, 3)
+    torch.testing.assert_close(shares.sum(1), torch.ones(50))
+    expected = torch.softmax(found.logits.double()[:, :3] / 0.01, dim=1).gather(1, found.modules.clamp_max(2)) * live
+    torch.testing.assert_close(shares, (expected / expected.sum(1, keepdim=True)).float())
 
 
 def test_the_part_on_skip_takes_its_key_from_the_home(make_mom) -> None:
@@ -56,11 +76,11 @@ def test_eager_attention_equals_sdpa() -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 5).double())
 
 
-def stage(model: Any) -> tuple[HalfStep, Scene]:
+def stage(model: Any, tokens: int = 4) -> tuple[HalfStep, Scene]:
     body = model.double().model
     qkv = body.mha.qkv()
     scene = Scene(
-        batch=1, heads=4, mask=None, cache=None, implementation="sdpa", dropout=0.0, module=body.mha,
+        batch=1, tokens=tokens, heads=4, mask=None, cache=None, implementation="sdpa", dropout=0.0, module=body.mha,
         qkv=qkv, query=qkv.columns(0, 32), key_value=qkv.columns(32), out=body.mha.out(), backend=BACKENDS["reference"],
     )  # fmt: skip
     return half_steps(model.config)[0], scene
@@ -90,7 +110,7 @@ def test_exploring_leads_from_one_choice_to_the_other_without_a_jump(make_mom, p
 
 @torch.no_grad()
 def test_a_token_that_skips_gets_key_and_value_but_no_output(make_mom) -> None:
-    half, scene = stage(make_mom())
+    half, scene = stage(make_mom(), tokens=3)
     x_hat = torch.randn(3, 32).double()
     chosen = picks([[1], [3], [2]], None)
     query, key_value = project(x_hat, half, chosen, scene)
@@ -104,5 +124,5 @@ def test_a_token_that_skips_gets_key_and_value_but_no_output(make_mom) -> None:
     assert out[[0, 2]].abs().min() > 0
     masked = replace(half, key_home=None, masks_keys=True)
     hidden = attention_half(x_hat, masked, chosen, replace(scene, mask=torch.ones(1, 1, 3, 3).bool().tril()))
-    alone = attention_half(x_hat[[0, 2]], masked, picks([[1], [2]], None), scene)
+    alone = attention_half(x_hat[[0, 2]], masked, picks([[1], [2]], None), replace(scene, tokens=2))
     torch.testing.assert_close(hidden.output[[0, 2]], alone.output, msg="nobody sees the token that skipped")

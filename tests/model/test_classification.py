@@ -72,7 +72,7 @@ def test_padding_that_cannot_be_told_is_refused(make_classifier, token_ids) -> N
         model(token_ids)
     assert model(token_ids[:1]).logits.shape == (1, 3)
     embeds = model.model.wte(token_ids)
-    with pytest.raises(ValueError, match="pad_token_id is None"):
+    with pytest.raises(ValueError, match="give attention_mask"):
         model(inputs_embeds=embeds)
     assert model(inputs_embeds=embeds, attention_mask=torch.ones_like(token_ids)).logits.shape == (3, 3)
 
@@ -81,3 +81,11 @@ def test_router_logits_pass_through(make_classifier, token_ids) -> None:
     out = make_classifier(pad_token_id=0)(token_ids, output_router_logits=True, output_hidden_states=True)
     assert len(out.router_logits) == len(out.routing) == 8
     assert len(out.hidden_states) == 5
+
+
+def test_neither_input_and_embeddings_whose_padding_no_token_tells(make_classifier, token_ids) -> None:
+    model = make_classifier(pad_token_id=0)
+    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+        model()
+    with pytest.raises(ValueError, match="inputs_embeds of several rows do not show what is padding; give attention_"):
+        model(inputs_embeds=model.model.wte(token_ids))

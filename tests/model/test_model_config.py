@@ -29,7 +29,7 @@ def test_aliases_of_gpt2() -> None:
 
 def test_slots_are_numbered_over_the_steps_with_attention() -> None:
     config = MomConfig(mha_homes=[2, 1, 2], mha_reach=[[2], [1], [0, 2]], num_hidden_layers=9, **SMALL)
-    assert [config.mha_slot(step) for step in range(3)] == [None, 0, 1]
+    assert [(half.step, half.slot) for half in half_steps(config) if half.kind == "mha"] == [(1, 0), (2, 1)]
     assert config.num_hidden_layers == 2
     assert config.routed("mha") == [2]
     assert config.running("mha") == [1, 2]
@@ -82,6 +82,8 @@ def test_round_trip_through_json(tmp_path, reach) -> None:
         ({"resid_pdrop": 1.5}, "resid_pdrop is 1.5; use a number between 0.0 and 1.0"),
         ({"router_explore": 0.2, "modules_per_token": 2}, "router_explore 0.2 needs modules_per_token 1"),
         ({"activation_function": "gelo"}, "activation_function 'gelo' is unknown"),
+        ({"activation_function": "prelu"}, "activation_function 'prelu' .* has own parameters"),
+        ({"activation_function": "xielu"}, "activation_function 'xielu' .* has own parameters"),
         ({"skipped_keys": "drop"}, "skipped_keys is 'drop'; use 'home' or 'masked'"),
         ({"mha_homes": [0, 1]}, "mha_homes has 2 entries for num_steps 3"),
         ({"ffn_reach": [[0]] * 4}, "ffn_reach has 4 entries for num_steps 3"),

@@ -294,5 +294,24 @@ def test_wrong_inputs_are_refused(make_mom, token_ids) -> None:
         model()
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         model(token_ids, inputs_embeds=model.model.wte(token_ids))
+    long = torch.ones(2, 49, dtype=torch.long)
+    for mask in (None, long, long[:, None, None].expand(2, 1, 49, 49).bool()):
+        with pytest.raises(ValueError, match="49 tokens is longer than n_positions 48"):
+            model(long, attention_mask=mask)
     with pytest.raises(ValueError, match="49 tokens is longer than n_positions 48"):
-        model(torch.ones(1, 49, dtype=torch.long))
+        model(long, position_ids=torch.arange(49)[None])
+
+
+@torch.no_grad()
+def test_padding_takes_no_positions(make_mom, token_ids) -> None:
+    model = make_mom()
+    ids = torch.nn.functional.pad(token_ids, (44, 0))  # 55 tokens of 48 positions, 11 of them text
+    padded = model(ids, attention_mask=(ids != 0).long()).logits[:, 44:]
+    assert difference(padded, model(token_ids).logits) < 1e-5
+
+
+@pytest.mark.parametrize("changes", [{}, {"modules_per_token": 2}, {"skipped_keys": "masked"}], ids=str)
+@torch.no_grad()
+def test_an_empty_batch_gives_empty_logits(make_mom, changes) -> None:
+    none = torch.zeros(0, 3, dtype=torch.long)
+    assert make_mom(**changes)(none, attention_mask=none).logits.shape == (0, 3, 61)

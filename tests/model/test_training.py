@@ -80,6 +80,14 @@ def test_checkpointing_gives_equal_gradients(make_mom, token_ids, changes) -> No
     assert getattr(out, CACHE) is None, "steps run twice under checkpointing, a cache would grow twice"
 
 
+def test_checkpointing_refuses_earlier_keys(make_mom, token_ids) -> None:
+    model = make_mom()
+    past = getattr(model(token_ids[:, :4]), CACHE)
+    model.train().gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="past_key_values holds keys, which a training that checkpoints cannot use"):
+        model(token_ids[:, 4:], past_key_values=past)
+
+
 def test_router_logits_carry_a_gradient_through_checkpointing(make_mom, token_ids) -> None:
     model = make_mom().train()
     model.gradient_checkpointing_enable()

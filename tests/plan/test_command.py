@@ -128,7 +128,7 @@ def test_a_recipe(plan: Invoke, tmp_path: Path) -> None:
         "data: {train: x.txt, block_length: 512}\ntrain: {steps: 10, batch_size: 4}\n"
     )
     found = json.loads(plan("r.yaml", "train.batch_size=8", "--json"))
-    assert found["command"] == "momify convert gpt2 --mha 6 --ffn 9 --mha-steps 8"
+    assert found["command"] == "momify train r.yaml train.batch_size=8"
     assert found["source"]["tokens"] == 512
     alone = json.loads(plan("gpt2", "--mha", 6, "--ffn", 9, "--mha-steps", 8, "--tokens", 512, "--json"))
     assert found["mom"] == alone["mom"]
@@ -146,14 +146,37 @@ def test_a_recipe(plan: Invoke, tmp_path: Path) -> None:
         (["gpt2", "a.b=1", "--mha", "3", "--ffn", "3"], "'a.b=1' sets a key of a recipe"),
         (["gone.yaml"], "does not exist"),
         (["gpt2", "--budget", "speed<=3"], "not understood"),
+        (["gpt2", "--mha", "6", "--ffn", "6", "--budget", "kv<=1"], "--mha says what --budget is to find"),
+        (["gpt2", "--top-k", "2", "--budget", "kv<=1"], "--top-k says what --budget is to find"),
+        (
+            ["r.yaml", "--mha-steps", "7"],
+            "--mha-steps does not go with r.yaml, whose mom block says it; give mom.mha_s",
+        ),
+        (["r.yaml", "--budget", "kv<=1"], "--budget does not go with r.yaml"),
     ],
 )
 def test_mistakes(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text("source: {model: gpt2}\nmom: {mha: 6, ffn: 9}\ndata: {train: x.txt}\n")
     done = CliRunner().invoke(app, ["plan", *arguments])
     assert words in str(done.exception)
     assert type(done.exception).__name__ == "MomifyError"
     assert "\n" not in str(done.exception)
+
+
+def test_a_recipes_line_says_all_that_the_recipe_does(plan: Invoke, tmp_path: Path) -> None:
+    """No `momify convert` could: it knows neither these keys nor the training."""
+    (tmp_path / "my r.yaml").write_text(
+        "source: {model: gpt2}\nmom: {mha: 6, ffn: 9, merge: true, importance: cosine}\ndata: {train: x.txt}\n"
+    )
+    line = plan("my r.yaml", "data.train=a b.txt", "train.steps=3").splitlines()[-1]
+    assert shlex.split(line) == ["momify", "train", "my r.yaml", "data.train=a b.txt", "train.steps=3"]
+
+
+def test_the_time_is_the_most_it_can_be_and_the_device_has_its_article(plan: Invoke) -> None:
+    shown = plan("gpt2", "--mha", 6, "--ffn", 9, "--device", "v100")
+    assert " on a v100 at " in shown
+    assert "training steps: at most " in shown
 
 
 def test_the_time_follows_the_speed() -> None:

@@ -9,7 +9,7 @@ from momify.convert.homes import Request
 from momify.errors import MomifyError
 from momify.plan.figures import figures_of, planned_shape
 from momify.plan.reading import dense_shape, read_shape
-from momify.plan.search import Budget, parse_budget, search, within, worth
+from momify.plan.search import Ceilings, parse_budget, search, within, worth
 
 SMALL = dense_shape({"n_layer": 5, "n_embd": 32, "vocab_size": 61, "n_positions": 48}, "small")
 
@@ -17,12 +17,12 @@ SMALL = dense_shape({"n_layer": 5, "n_embd": 32, "vocab_size": 61, "n_positions"
 @pytest.mark.parametrize(
     ("text", "budget"),
     [
-        ("flops<=0.84,kv<=0.5,params<=0.75", Budget(0.84, 0.5, 0.75)),
-        (" kv < 1 ", Budget(kv=1.0)),
-        ("params<=.5", Budget(params=0.5)),
+        ("flops<=0.84,kv<=0.5,params<=0.75", Ceilings(0.84, 0.5, 0.75)),
+        (" kv < 1 ", Ceilings(kv=1.0)),
+        ("params<=.5", Ceilings(params=0.5)),
     ],
 )
-def test_budgets(text: str, budget: Budget) -> None:
+def test_budgets(text: str, budget: Ceilings) -> None:
     assert parse_budget(text) == budget
 
 
@@ -76,10 +76,10 @@ def test_room_that_is_left_goes_into_step_deltas() -> None:
 def test_a_deeper_model_where_more_flops_are_allowed() -> None:
     deeper = Request(3, 5, 7, 1, 5, 7)
     figures = figures_of(planned_shape(SMALL, deeper), 32)
-    assert within(Budget(flops=1.3), SMALL, figures)
-    assert any(one.request.depth > 5 or one.request.mha_steps == 5 for one in search(SMALL, Budget(flops=1.3), 32))
+    assert within(Ceilings(flops=1.3), SMALL, figures)
+    assert any(one.request.depth > 5 or one.request.mha_steps == 5 for one in search(SMALL, Ceilings(flops=1.3), 32))
 
 
 def test_nothing_fits() -> None:
     with pytest.raises(MomifyError, match=r"nothing fits params<=0\.05"):
-        search(SMALL, Budget(params=0.05), 32)
+        search(SMALL, Ceilings(params=0.05), 32)

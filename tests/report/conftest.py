@@ -1,5 +1,6 @@
 """A report of two real tiny models, and parts to build others from."""
 
+import copy
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from momify.convert.source import open_source
 from momify.evaluate.perplexity import Perplexity
 from momify.measure.cost import parameters
 from momify.measure.latency import Timing, measure_latency
@@ -19,7 +21,8 @@ from momify.measure.macs import count_macs
 from momify.measure.memory import measure_memory
 from momify.measure.routing import collect
 from momify.model import MomConfig, MomForCausalLM
-from momify.report.data import Looks, Measured, Quality
+from momify.pipeline import whole_mom
+from momify.report.data import Looks, Measured, Quality, Text
 from momify.report.make import Pair
 from momify.report.provenance import Origin, collect_provenance
 
@@ -66,6 +69,15 @@ TASKS = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def rte() -> dict[str, Any]:
+    """What `momify eval` kept of one task, to be changed."""
+    return copy.deepcopy(TASKS[0])
+
+
+TEXT = Text(("text.txt",), held_out=True, own=True)
+
+
 def scored(
     perplexity: float, loss: float = 2.5, divergence: float | None = None, agreement: float | None = None
 ) -> Perplexity:
@@ -105,7 +117,9 @@ def parts(make_gpt2: Callable[..., GPT2LMHeadModel], _measured: Parts) -> Parts:
         for side, model in models.items():
             counts = count_macs(model, inputs, counted=2)
             _measured[side] = Measured(side, parameters(model.config), measure_memory(model, batches), counts)
-        _measured["quality"] = Quality(scored(12.0), scored(15.0, 2.6, 0.31, 78.25), scored(12.6, 2.5, 0.2024, 83.14))
+        _measured["quality"] = Quality(
+            TEXT, scored(12.0), scored(15.0, 2.6, 0.31, 78.25), scored(12.6, 2.5, 0.2024, 83.14)
+        )
         origin = Origin("gpt2-tiny", "ab" * 32, 0, {"run": {"name": "x"}}, "momify run x.yaml")
         _measured["provenance"] = collect_provenance(origin)
         latency = tuple(measure_latency(models, batch[:, :8], Timing(4, 2, 0)) for batch in batches)
@@ -114,9 +128,11 @@ def parts(make_gpt2: Callable[..., GPT2LMHeadModel], _measured: Parts) -> Parts:
 
 
 @pytest.fixture
-def pair(make_gpt2: Callable[..., GPT2LMHeadModel]) -> Pair:
+def pair(make_gpt2: Callable[..., GPT2LMHeadModel], tmp_path: Path) -> Pair:
     """Two tiny models side by side."""
-    return Pair("source", make_gpt2(), "mom", tiny_mom())
+    source = make_gpt2()
+    source.save_pretrained(tmp_path / "source")
+    return Pair("source", source, whole_mom(open_source(tmp_path / "source")), "mom", tiny_mom())
 
 
 @pytest.fixture

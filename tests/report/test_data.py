@@ -11,7 +11,7 @@ import pytest
 
 from momify.files import write_json
 from momify.model.cache import ROOM
-from momify.report.data import Quality, build_report
+from momify.report.data import build_report
 from momify.report.markdown import render_markdown
 from momify.report.words import verdict
 
@@ -22,7 +22,7 @@ SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "report-schema.md"
 def test_numbers_by_hand(parts: Parts) -> None:
     """Dense: D 32, I 128, V 61, 48 positions, 4 layers, T 12; MoM: 2 + 3 modules, attention in 2 steps."""
     report = build_report(**parts)
-    assert report["schema_version"] == 2
+    assert report["schema_version"] == 3
     attention, ffn, rest = 4 * 32 * 32 + 4 * 32, 2 * 32 * 128 + 128 + 32, (61 + 48) * 32 + 64
     routers = 33 * 3 + 2 * 33 * 4
     patches, deltas = 5 * (2 * 32 * 2 + 32), 2 * 3 * (32 + 128) + 128 + 32
@@ -78,7 +78,7 @@ def test_it_is_json_as_it_stands(parts: Parts, tmp_path: Path) -> None:
 
 def test_what_is_not_finite_becomes_null(parts: Parts, tmp_path: Path) -> None:
     start = replace(parts["quality"].start, perplexity=math.inf, loss=math.nan)
-    report = build_report(**{**parts, "quality": Quality(parts["quality"].source, start)})
+    report = build_report(**{**parts, "quality": replace(parts["quality"], start=start, trained=None)})
     write_json(tmp_path / "report.json", report)
     assert report["perplexity"]["mom_start"]["perplexity"] is None
     assert report["perplexity"]["mom_start"]["loss"] is None
@@ -132,9 +132,9 @@ def test_the_documentation_names_every_key_and_no_other(parts: Parts) -> None:
 
 def test_step_zero_may_be_unknown_once_it_is_trained(parts: dict[str, Any]) -> None:
     found = parts["quality"]
-    report = build_report(**{**parts, "quality": Quality(found.source, None, found.trained)})
+    report = build_report(**{**parts, "quality": replace(found, start=None)})
     assert report["perplexity"]["mom_start"] is None
     assert "not measured" in render_markdown(report)
     assert "did not lower" not in verdict(report)
     with pytest.raises(ValueError, match="unknown"):
-        Quality(found.source, None)
+        replace(found, start=None, trained=None)

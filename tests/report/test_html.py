@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from momify.amounts import amount
 from momify.report.data import build_report
 from momify.report.html import render_html
-from momify.report.words import amount
 
 Parts = dict[str, Any]
 Visits = Callable[..., Any]
@@ -74,6 +74,23 @@ def test_losses_of_spliced_blocks_are_not_taken_for_those_of_text_as_it_stands(p
     assert name in render_html(report)
 
 
+def test_the_sources_level_is_drawn_among_curves_of_the_same_text_alone(parts: Parts) -> None:
+    level = "source, held out (dashed)"
+    report = build_report(**parts)
+    assert level in render_html(report)
+    report["perplexity"]["limited"] = True
+    assert "source, held out (limited) (dashed)" in render_html(report)
+    report["perplexity"]["own_text"] = False
+    assert "source, held out" not in render_html(report)
+
+
+def test_a_tile_is_coloured_as_its_finding_is(with_speed: Callable[[float, float], Parts]) -> None:
+    """Within 2% of the source's speed is neither gain nor loss, on the page as in the findings."""
+    html = render_html(build_report(**with_speed(1.01, 0.95)))
+    assert html.count('<div class="change plain">1.01x') == 3  # the tile, and the row of either batch
+    assert html.count('<div class="change bad">0.95x') == 3
+
+
 def test_patches_are_named_where_they_are(parts: Parts) -> None:
     report = build_report(**parts)
     text = outline(render_html(report)).text
@@ -116,7 +133,7 @@ def hostile(report: dict) -> dict:
     report["perplexity"]["protocol"] = report["memory"]["method"] = report["speed"]["device"] = HOSTILE
     report["findings"][0]["text"] = HOSTILE
     report["macs"]["mom"]["unsupported"] = [{"operator": HOSTILE, "kind": "unknown", "arithmetic": True}]
-    report["provenance"] |= {"notes": [HOSTILE], "command": HOSTILE, "recipe": {"a": HOSTILE}}
+    report["provenance"] |= {"command": HOSTILE, "recipe": {"a": HOSTILE}}
     report["provenance"]["machine"] = {HOSTILE: HOSTILE}
     report["speed"]["runs"][0]["protocol"] = HOSTILE
     rte = report["tasks"][0]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from momify.amounts import amount, size
 from momify.report.data import build_report
 from momify.report.markdown import escape, fenced, render_markdown
-from momify.report.words import amount, size
 
 Parts = dict[str, Any]
 HOSTILE = "a|b\n| x <script>alert(1)</script> [l](u) ![i](u) `c` *d* _e_ # f $g$ & \\|"
@@ -35,8 +35,8 @@ def test_tables_are_rectangular_and_hold_the_numbers(parts: Parts) -> None:
     rows = {row[0]: row[1:] for table in tables(text)[:-1] for row in table}  # the last one is the provenance
     assert rows["KV cache per token, float32"] == ["1.00 KiB", "512 B", "-50.0%"]
     assert rows["source"][:2] == ["12.00", ""]
-    assert rows["MoM at step 0"][:2] == ["15.00", "+25.0%"]
-    assert rows["MoM after training"] == ["12.60", "+5.0%", "2.5000", "1.2500", "0.2024", "83.1%"]
+    assert rows["MoM as converted"][:2] == ["15.00", "+25.0%"]
+    assert rows["MoM, trained"] == ["12.60", "+5.0%", "2.5000", "1.2500", "0.2024", "83.1%"]
     assert rows["source"][-2:] == ["", ""]
     assert rows["routers"][2] == "new"
     macs = report["macs"]["source"]["macs"]
@@ -44,8 +44,9 @@ def test_tables_are_rectangular_and_hold_the_numbers(parts: Parts) -> None:
     assert rows["source, fvcore"] == ["2", f"{macs:,.0f}", short, short, "0"]
     load = report["memory"]["mom"]["loads"][3]["total"]
     assert rows["batch 3, decoding after 12, MoM"][-1] == f"{size(load['measured'])} ({size(load['formula'])})"
-    assert "decode, batch 3" in rows
-    assert "Trained for 4 steps, 512 tokens; held-out loss 2.700 -&gt; 2.600 nats per token." in text
+    assert rows["batch 3, prompt of 12, MoM"][1].endswith(" KiB (the same)")
+    assert "generating, batch 3" in rows
+    assert "4 steps, 512 tokens; held-out loss meanwhile 2.700 (step 2) -> 2.600 (step 4) nats per token." in text
     assert "The three counts of the MoM agree (largest difference 0.00%)." in text
     assert "Protocol: block 16, stride 16" in text
     for heading in ("Perplexity", "MACs", "Memory", "Speed", "Routing", "Provenance"):
@@ -61,7 +62,7 @@ def test_patches_are_named_where_they_are(parts: Parts) -> None:
     report = build_report(**parts)
     found = render_markdown(report)
     assert "SKIP of attention adds a patch at 1, 2, 3. SKIP of feed-forward adds a patch at 1, 3." in found
-    assert re.search(r"\| patches \| 0 \| [\d.]+ k \| new \|", found)
+    assert re.search(r"\| patches of SKIP \| 0 \| [\d.]+ k \| new \|", found)
     for half in report["routing"]["steps"]:
         half["patched"] = False
     assert "adds a patch" not in render_markdown(report)
@@ -90,12 +91,12 @@ def test_numbers_that_are_missing(parts: Parts) -> None:
     report["perplexity"]["mom_start"] |= nothing
     report["provenance"]["commit"] = None
     rows = {row[0]: row[1:] for table in tables(render_markdown(report)) for row in table}
-    assert rows["MoM at step 0"] == ["not finite", *[""] * 5]
-    assert rows["MoM after training"] == ["not measured", *[""] * 5]
+    assert rows["MoM as converted"] == ["not finite", *[""] * 5]
+    assert "MoM, trained" not in rows
     assert rows["commit"] == ["not from a checkout"]
 
 
-@pytest.mark.parametrize("place", ["source", "protocol", "machine", "notes", "command", "recipe", "operator"])
+@pytest.mark.parametrize("place", ["source", "protocol", "machine", "command", "recipe", "operator"])
 def test_foreign_strings_stay_text(parts: Parts, place: str) -> None:
     report = copy.deepcopy(build_report(**parts))
     provenance = report["provenance"]
@@ -106,8 +107,6 @@ def test_foreign_strings_stay_text(parts: Parts, place: str) -> None:
         report["perplexity"]["protocol"] = HOSTILE
     elif place == "machine":
         provenance["machine"][HOSTILE] = HOSTILE
-    elif place == "notes":
-        provenance["notes"] = [HOSTILE]
     elif place == "operator":
         report["macs"]["mom"]["unsupported"] = [{"operator": HOSTILE, "kind": "unknown", "arithmetic": True}]
     else:
@@ -123,7 +122,8 @@ def test_foreign_strings_stay_text(parts: Parts, place: str) -> None:
 
 def test_escape_and_fence() -> None:
     assert escape("a | b\nc") == r"a \| b c"
-    assert escape("<b> & [x](y)") == r"&lt;b&gt; &amp; \[x\](y)"
+    assert escape("<b> & [x](y)") == r"&lt;b> &amp; \[x\](y)"
+    assert escape("> 9 -> 4") == "&gt; 9 -> 4"
     assert escape("\\|") == r"\\\|"
     assert fenced("x ``` y") == "````\nx ``` y\n````"
     assert fenced("x") == "```\nx\n```"

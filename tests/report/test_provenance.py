@@ -17,14 +17,13 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def test_versions_and_machine() -> None:
-    found = collect_provenance(Origin("gpt2", "00", 3), ["a note"])
+    found = collect_provenance(Origin("gpt2", "00", 3))
     assert found.versions["python"] == platform.python_version()
     assert found.versions["torch"] == torch.__version__
     assert found.versions["transformers"] == transformers.__version__
     assert found.machine["threads"] == torch.get_num_threads()
     assert found.machine["processor"]
     assert found.origin.seed == 3
-    assert found.notes == ("a note",)
 
 
 def test_commit(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from momify.report.data import Quality, build_report
-from momify.report.words import amount, findings, percent, size, verdict
+from momify.amounts import amount, percent, size
+from momify.report.data import build_report
+from momify.report.words import findings, verdict
 
 Parts = dict[str, Any]
 
@@ -26,7 +27,17 @@ def test_amount(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (1023, "1023 B"), (184_320, "180 KiB"), (1536, "1.50 KiB"), (3 << 30, "3.00 GiB")]
+    ("value", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (184_320, "180 KiB"),
+        (1536, "1.50 KiB"),
+        (3 << 30, "3.00 GiB"),
+        (1023.7, "1.00 KiB"),
+        (2**20 - 1, "1.00 MiB"),
+        (2**30 - 1, "1.00 GiB"),
+    ],
 )
 def test_size(value: float, text: str) -> None:
     assert size(value) == text
@@ -105,6 +116,27 @@ def test_what_saves_nothing_is_said(parts: Parts) -> None:
         assert "(0.0%)" in verdict(same)
 
 
+def test_what_rounds_to_nothing_is_no_saving(parts: Parts) -> None:
+    before = build_report(**parts)["parameters"]["source"]["total"]
+    for after, words in ((before * 0.997, "less than 1% saved"), (before - 1, "nothing saved")):
+        report = changed(parts, "parameters.mom.total", after)
+        weights = next(line for line in findings(report) if line["text"].startswith("Weights"))
+        assert weights["tone"] == "plain"
+        assert weights["text"].startswith(f"Weights: {words}, ")
+        assert f"; parameters: {words}" in verdict(report)
+
+
+def test_as_fast_as_the_source_is_neither_good_nor_bad(with_speed: Callable[[float, float], Parts]) -> None:
+    tones = [line["tone"] for line in build_report(**with_speed(1.0, 0.99))["findings"] if "faster" in line["text"]]
+    assert tones == ["plain", "plain"]
+
+
+def test_other_text_is_said(parts: Parts) -> None:
+    quality = parts["quality"]
+    other = replace(quality, text=replace(quality.text, own=False))
+    assert "perplexity 12.00 -> 12.60 (+5.0%) (other text)" in verdict(build_report(**{**parts, "quality": other}))
+
+
 def test_training_in_vain_is_said(parts: Parts) -> None:
     quality = parts["quality"]
     worse = replace(quality, trained=replace(quality.trained, perplexity=15.5))
@@ -114,7 +146,7 @@ def test_training_in_vain_is_said(parts: Parts) -> None:
 
 
 def test_not_trained_yet(parts: Parts) -> None:
-    quality = Quality(parts["quality"].source, parts["quality"].start)
+    quality = replace(parts["quality"], trained=None)
     line = verdict(build_report(**{**parts, "quality": quality}))
     assert "perplexity 12.00 -> 15.00 (+25.0%), not trained yet" in line
 

@@ -1,6 +1,7 @@
 """`momify sweep`, really run on a tiny source: killed and gone on with, each number held to what its run says."""
 
 import csv
+import io
 import json
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
+from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
@@ -20,6 +22,8 @@ from momify.data.tokenizer import train_tokenizer
 from momify.demo.corpus import documents
 from momify.models import load_mom
 from momify.recipe import load_recipe
+from momify.screen import Screen
+from momify.sweep.cells import BarsAlone
 from momify.train.fit import Stopped
 
 SWEEP = ("sweep", "src", "--mha", "1", "--ffn", "2", "--tokens", "128", "--data", "text.txt", "--batch-size", "2",
@@ -129,6 +133,52 @@ def test_killed_sweep_goes_on_where_it_was(ground: Path, swept: Path, tmp_path: 
     for cell in CELLS:
         models = [place / "runs/s" / cell / "model/model.safetensors" for place in (there, swept)]
         assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_a_sweep_that_replaces_another_and_is_stopped_goes_on(
+    ground: Path, swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its earlier cells are gone, not taken for cells of its own."""
+    there = tmp_path / "w"
+    shutil.copytree(swept, there, symlinks=True)
+    other = (*SWEEP, "--learning-rate", "0.02")
+    assert "another train.learning_rate" in str(momify(there, *other, "--resume").exception)
+    assert "give one of them" in str(momify(there, *other, "--resume", "--overwrite").exception)
+    assert "mha is 4; the source has 3" in str(momify(there, *other, "--mha", "4", "--overwrite").exception)
+    assert (there / "runs/s/sweep.csv").read_bytes() == (swept / "runs/s/sweep.csv").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("momify.sweep.cells.train", lambda *_: Stopped("SIGTERM", 3))
+        assert momify(there, *other, "--overwrite").exit_code == 1
+    done = momify(there, *other, "--resume")
+    assert done.exit_code == 0, done.output
+    for cell, old in zip(rows_of(there), rows_of(swept), strict=True):
+        assert cell["loss_after"] != old["loss_after"]
+        assert load_recipe(there / cell["run"] / "recipe.yaml").train.learning_rate == 0.02
+
+
+def test_cells_are_trained_on_the_tokens_asked_for(ground: Path, tmp_path: Path) -> None:
+    """Where a batch takes more than all of the text."""
+    shutil.copytree(ground, tmp_path / "w")
+    keys = ("--ffn", "3", "--mha", "3", "--tokens", "500", "--batch-size", "64", "data.train_tokens=200")
+    done = momify(tmp_path / "w", *SWEEP, *keys)
+    assert done.exit_code == 0, done.output
+    assert "1 cells of 3 steps each" in done.output  # 6 blocks of 32 a step
+    assert [row["tokens"] for row in rows_of(tmp_path / "w")] == ["576"]
+
+
+def test_cells_show_bars_and_keep_their_lines_in_their_logs(tmp_path: Path) -> None:
+    for quiet, terminal in ((False, True), (True, True), (False, False)):
+        out, log = io.StringIO(), tmp_path / f"{quiet}-{terminal}.txt"
+        outer = Screen(Console(file=out, force_terminal=terminal, width=100), quiet)
+        inner = BarsAlone(outer)
+        inner.to_log(log)
+        inner.say("a line of the run")
+        inner.table("a table", ("a",), (("b",),))
+        assert (out.getvalue(), log.read_text()[20:]) == ("", "a line of the run\n")
+        with inner.progress("a bar"):
+            pass
+        assert ("a bar" in out.getvalue()) == (terminal and not quiet)
+        assert inner.quiet == quiet
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from momify.errors import MomifyError
+from momify.train import checkpoints
 from momify.train.checkpoints import (
     MANIFEST,
     Seal,
@@ -106,6 +107,23 @@ def test_seal_comes_back(tmp_path: Path) -> None:
     seal(folder, content)
     assert read_seal(folder) == content
     assert fault(folder) is None
+
+
+def test_what_was_in_its_place_goes_once_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, removed = make(tmp_path, 3), []
+    before, remove = (target / "optimizer.pt").read_bytes(), checkpoints.shutil.rmtree
+
+    def look(path: Path, **how: object) -> None:
+        if path.exists():
+            removed.append(((path / "optimizer.pt").read_bytes(), fault(target)))
+        remove(path, **how)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", look)
+    (target / "mark").write_text("of the earlier one")
+    make(tmp_path, 3)
+    assert removed == [(before, None)]
+    assert not (target / "mark").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".partial", "checkpoint-3"]
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """train/fit.py: seeded runs repeat, a stopped run resumes to the same bits, accumulation changes nothing, NaN stops."""
 
 import hashlib
+import io
 import json
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +21,8 @@ from momify.data.blocks import TokenData
 from momify.errors import MomifyError
 from momify.model import MomConfig, MomForCausalLM
 from momify.recipe_blocks import TrainBlock
-from momify.train import trainer
-from momify.train.callbacks import StopOnSignal, keep_rows_up_to
+from momify.train import callbacks, trainer
+from momify.train.callbacks import ProgressBar, SaidSteps, StopOnSignal, keep_rows_up_to
 from momify.train.checkpoints import newest_whole
 from momify.train.fit import Place, Stopped, fit
 from momify.train.frozen import is_embedding
@@ -136,6 +138,101 @@ def test_stopped_run_resumes_to_the_same_bits(
     )
     assert [row["step"] for row in cut] == [row["step"] for row in full]
     assert cut == full
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_last_step_is_heard(
+    tmp_path: Path, data: TokenData, teach: Teach, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after the training may take hours."""
+    whole = run(tmp_path / "whole", data, block(), mom, teach=teach)
+    with monkeypatch.context() as patched:
+        stop_at(patched, STEPS - 1, number)
+        model = mom()
+        set_seed(0)
+        outcome = fit(model, teach(), data, block(), place(tmp_path / "cut"))
+    assert outcome == Stopped(signal.Signals(number).name, STEPS)
+    assert run(tmp_path / "cut", data, block(), mom, teach=teach, resume=True) == whole
+
+
+def test_a_second_ctrl_c_ends_a_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for first in (lambda stop: stop._note(signal.SIGINT, None), lambda stop: stop._note(signal.SIGTERM, None)):
+        stop = StopOnSignal()
+        first(stop)
+        stop._note(signal.SIGINT, None)  # passed on by a launcher too
+        now[0] += 2
+        stop._note(signal.SIGTERM, None)  # asks for what is done already
+        with pytest.raises(KeyboardInterrupt):
+            stop._note(signal.SIGINT, None)
+
+
+def test_a_signal_of_another_process_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One's own Ctrl-C comes a moment after the vote on that of another process."""
+    monkeypatch.setattr(callbacks.processes, "any_of_all", lambda flag: True)
+    stop, control = StopOnSignal(), SimpleNamespace()
+    stop.on_step_end(None, None, control)
+    stop._note(signal.SIGINT, None)
+    assert (stop.stopped, control.should_save) == ("a signal", True)
+
+
+def test_checkpoints_do_not_hold_what_was_logged(tmp_path: Path, data: TokenData, teach: Teach) -> None:
+    run(tmp_path, data, block(), mom, teach=teach)
+    state = json.loads((last_checkpoint(tmp_path) / "trainer_state.json").read_text())
+    assert (state["global_step"], state["log_history"]) == (STEPS, [])
+    assert len(rows(tmp_path)) > STEPS
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [({}, True), ({"distill": 0.0, "cross_entropy": 1.0}, False),
+     ({"distill": 0.0, "cross_entropy": 1.0, "hidden": 1.0}, True)],
+)  # fmt: skip
+def test_a_source_that_is_asked_nothing_stays_where_it_is(
+    tmp_path: Path, data: TokenData, teach: Teach, changes: dict, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, moved = teach(), []
+    monkeypatch.setattr(teacher, "to", lambda device: moved.append(device) or teacher)
+    tmp_path.mkdir(exist_ok=True)
+    fit(mom(num_steps=4), teacher, data, block(steps=1, **changes), place(tmp_path), [0, 1, 2, 3])
+    assert bool(moved) == needed
+
+
+@pytest.mark.parametrize(
+    ("terminal", "bars", "shown"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_bars_are_shown_on_a_terminal_to_whoever_wants_them(terminal: bool, bars: bool, shown: bool) -> None:
+    out = io.StringIO()
+    bar = ProgressBar("phase 2", Console(file=out, force_terminal=terminal, width=100), bars)
+    bar.on_train_begin(None, SimpleNamespace(is_world_process_zero=True, max_steps=9, global_step=3), None)
+    bar.close()
+    assert ("phase 2" in out.getvalue()) == shown
+
+
+@pytest.mark.parametrize(("bar", "lines"), [(True, ["30"]), (False, ["20", "30", "50"])])
+def test_how_far_it_is_is_said_at_held_out_losses_and_without_a_bar_once_a_minute(
+    bar: bool, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, said = [0.0], []
+    monkeypatch.setattr("momify.train.callbacks.time.monotonic", lambda: now[0])
+    told = SaidSteps(said.append, bar)
+    told.on_train_begin(None, SimpleNamespace(max_steps=100, global_step=0), None)
+    for step, logs in [(10, {"loss": 3.0}), (20, {"loss": 2.5}), (30, {"eval_loss": 2.25}), (50, {"loss": 2.0})]:
+        now[0] = step * 5.0
+        told.on_log(None, SimpleNamespace(max_steps=100, global_step=step), None, logs)
+    assert [line.split()[1] for line in said] == lines
+    held_out = next(line for line in said if "held-out" in line)
+    assert held_out == "step 30 of 100, loss 2.500, held-out loss 2.250, 0:05:50 left"  # 70 steps of 5 s
+
+
+def test_a_run_that_goes_on_says_from_where() -> None:
+    said: list[str] = []
+    told = SaidSteps(said.append, bar=True)
+    told.on_train_begin(None, SimpleNamespace(max_steps=5000, global_step=1200), None)
+    assert said == ["goes on from step 1,200 of 5,000"]
+    told.on_log(None, SimpleNamespace(max_steps=5000, global_step=5000), None, {"eval_loss": 2.0})
+    assert said[1:] == ["step 5,000 of 5,000, held-out loss 2.000"]
 
 
 def test_a_taught_run_learns_from_spliced_blocks(tmp_path: Path, data: TokenData, teach: Teach) -> None:

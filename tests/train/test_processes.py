@@ -163,4 +163,6 @@ def test_mistake_ends_every_process(new_place: Callable) -> None:
     place = new_place()
     assert place.finish("train", "tiny.yaml", "data.train=gone.txt", launcher=TORCHRUN) != 0
     assert "momify: data file gone.txt does not exist" in place.err
+    assert place.finish("train", "tiny.yaml", "train.stesp=3", launcher=TORCHRUN) != 0
+    assert place.err.count("momify: recipe tiny.yaml: unknown key 'train.stesp'") == 1
     assert not (place.run / "model").exists()

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from transformers import GPT2LMHeadModel, TrainerControl, TrainerState, set_seed
+from transformers import GPT2LMHeadModel, Trainer, TrainerControl, TrainerState, set_seed
 
 from momify.data.blocks import TokenData
 from momify.errors import MomifyError
 from momify.measure.budget import budget_of
 from momify.model import MomConfig, MomForCausalLM, RoutingRecord
 from momify.recipe_blocks import TrainBlock
+from momify.train import fit as fit_module
 from momify.train.fit import Place, fit
 from momify.train.spending import BudgetHold
 
@@ -82,6 +83,44 @@ def test_a_resumed_run_holds_on_as_it_would_have(tmp_path, data, make_gpt2):
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
+@pytest.fixture
+def unfit(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """Steps whose gradient is broken, each at learning rates from that on."""
+    steps: dict[int, float] = {}
+    trained = Trainer.training_step
+
+    def step(trainer: Trainer, model: MomForCausalLM, *rest: object) -> torch.Tensor:
+        loss = trained(trainer, model, *rest)
+        if trainer.lr_scheduler.base_lrs[0] >= steps.get(trainer.state.global_step + 1, float("inf")):
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", step)
+    return steps
+
+
+def test_an_unfit_step_moves_no_threshold(tmp_path, data, make_gpt2, unfit):
+    unfit[3] = 0.0
+    _, rows = train(tmp_path / "run", data, block(steps=4), make_gpt2)
+    thresholds = [row["router_threshold"] for row in rows]
+    assert thresholds[2] == thresholds[1]
+    assert len(set(thresholds)) == 3
+
+
+def test_after_going_back_routers_are_told_what_was_measured_before(tmp_path, data, make_gpt2, unfit, monkeypatch):
+    """Not what the weights that went wrong would say."""
+    told, measured, compared, goals = [], fit_module.loss_metrics, fit_module.hidden_goal, []
+    monkeypatch.setattr(fit_module, "loss_metrics", lambda *given: told.append(1) or measured(*given))
+    monkeypatch.setattr(fit_module, "hidden_goal", lambda *given: goals.append(1) or compared(*given))
+    unfit |= dict.fromkeys((5, 6, 7), 3e-3)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    place = Place(folder, "test", Console(quiet=True))
+    fit(mom(), make_gpt2(n_layer=2), data, block(steps=9, save_every=2, hidden=1.0), place, [0, 1])
+    assert json.loads((folder / "checkpoints" / "rollback.json").read_text())["times"] == 1
+    assert (len(told), len(goals)) == (1, 1)
+
+
 def hold_of(model: MomForCausalLM, share: float) -> BudgetHold:
     places = [("mha", 0), ("ffn", 0), ("ffn", 1)]
     return BudgetHold(model, budget_of(model.config, 16), places, share)
@@ -103,6 +142,18 @@ def test_a_swallowed_step_is_made_dearer_to_skip_and_only_that():
     hold.on_step_end(None, TrainerState(), TrainerControl())
     change = (model.model.ffn_router.bias.detach() - before).tolist()
     assert change == [[pytest.approx(0.1, abs=1e-6), 0.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_what_was_counted_of_a_step_that_is_not_taken_is_forgotten():
+    model = mom()
+    hold = hold_of(model, 0.8)
+    for leave in (hold.forget, lambda: hold.on_train_begin(None, TrainerState(), TrainerControl())):
+        before = [value.clone() for value in model.state_dict().values()]
+        hold.note(records({("mha", 0): 100, ("ffn", 0): 100, ("ffn", 1): 100}))
+        leave()
+        hold.on_step_end(None, TrainerState(), TrainerControl())
+        assert (model.config.router_threshold, hold.spent) == (0.0, None)
+        assert all(map(torch.equal, before, model.state_dict().values()))
 
 
 def test_the_threshold_goes_against_what_is_spent_and_micro_batches_add_up():

@@ -20,7 +20,7 @@ from momify.train import callbacks, tokens
 from momify.train.callbacks import StopOnSignal
 from momify.train.checkpoints import read_seal, seal
 from momify.train.fit import Place, Stopped, fit
-from momify.train.tokens import reckoned_tokens, tokens_seen
+from momify.train.tokens import fewest_steps, reckoned_tokens, tokens_seen
 
 LENGTH, BLOCKS, BATCH = 16, 10, 4  # a pass: 4, 4 and 2 blocks
 SEEN = [LENGTH * blocks for blocks in (4, 8, 10, 14, 18, 20, 24)]
@@ -52,8 +52,9 @@ def rows(folder: Path) -> list[dict]:
 def test_rows_tell_the_tokens_seen_and_their_speed(
     tmp_path: Path, make_gpt2, micro: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(range(100))
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    ticks = iter(range(100))
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)), monotonic=lambda: 0.0)
+    monkeypatch.setattr(callbacks, "time", clock)
     train(tmp_path, make_gpt2(n_layer=1), micro_batch=micro)
     assert [row["tokens"] for row in rows(tmp_path)] == SEEN
     assert [row["tokens_per_second"] for row in rows(tmp_path)] == [64, 64, 32, 64, 64, 32, 64]  # a second each
@@ -113,9 +114,25 @@ def test_reckoned_tokens_are_those_that_the_sampler_gives(blocks: int, batch: in
     assert found == LENGTH * sum(given_out[:steps])
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    blocks=st.integers(1, 30), batch=st.integers(1, 8), processes=st.integers(1, 3), wanted=st.integers(1, 2000)
+)  # fmt: skip
+def test_fewest_steps_see_the_tokens_and_one_fewer_does_not(
+    blocks: int, batch: int, processes: int, wanted: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tokens, "count", lambda: processes)
+        data, how = data_of(blocks), block(batch_size=batch)
+        steps = fewest_steps(wanted, data, how)
+        assert reckoned_tokens(steps, data, how) >= wanted > reckoned_tokens(steps - 1, data, how)
+
+
 def test_the_model_says_what_it_was_trained_on(momify, there: Path) -> None:
     keys = ("data.train_tokens=1000", "train.steps=2", "train.batch_size=64", "train.log_every=1")
-    assert momify("train", "tiny.yaml", *keys).code == 0
+    done = momify("train", "tiny.yaml", *keys)
+    assert done.code == 0
+    assert "phase 2: 2 steps, 1,984 tokens by normuon" in done.out
     run = there / "runs" / "tiny"
     assert [row["tokens"] for row in rows(run)] == [992, 2 * 992]  # all 31 blocks a step
     assert json.loads((run / "model" / "momify.json").read_text())["trained"]["tokens"] == 2 * 992

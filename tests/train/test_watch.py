@@ -133,6 +133,18 @@ def test_earlier_losses_of_a_resumed_run_count(tmp_path: Path) -> None:
     assert "it was 0.1000 at step 1" in said[0]
 
 
+def test_earlier_losses_that_were_no_numbers_are_passed_over(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "eval_loss": "inf"}\n{"step": 2, "eval_loss": 3.0}\n{"step": 3, "loss": 1.0}\n')
+    said: list[str] = []
+    one = OverfitWatch(metrics, said.append)
+    one.on_train_begin(None, None, None)
+    for step in (4, 5, 6):
+        one.on_evaluate(None, SimpleNamespace(global_step=step), None, metrics={"eval_loss": float(step)})
+    assert len(said) == 1
+    assert "it was 3.0000 at step 2" in said[0]
+
+
 def test_tokenizers_that_differ_are_refused() -> None:
     texts = ["the cat sat on the mat " * 20, "a dog ate the bone " * 20]
     one, other = train_tokenizer(texts, 270), train_tokenizer(texts[::-1] + ["zebra zebra zebra"] * 20, 270)

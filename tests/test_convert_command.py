@@ -23,7 +23,8 @@ def test_convert_puts_patches_in_the_place_of_what_goes(there: Path, momify: Mom
     assert (told.code, told.err) == (0, ""), told.err
     assert "patches of rank 4 at 2 attention and 1 feed-forward steps" in told.out
     assert "fitted modules that stay and what stands in on" in told.out
-    assert momify(*asked, "--name", "bare").code == 0
+    bare = momify(*asked, "--name", "bare", "--quiet")
+    assert (bare.code, bare.out) == (0, "runs/bare/model\n")
     patched, bare = (load_mom(there / f"runs/{name}/model") for name in ("patched", "bare"))
     assert patched.model.mha_patch.weight_out.abs().sum(dim=(1, 2)).gt(0).all()
     assert patched.num_parameters() - bare.num_parameters() == 3 * (2 * 32 * 4 + 32)
