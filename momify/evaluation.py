@@ -1,5 +1,6 @@
 """Scoring a subject beside its source and others: who takes part, in which tasks, and what is kept of it."""
 
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -191,5 +192,10 @@ def kept_start(subject: Subject, options: EvalOptions, protocol: str) -> dict[st
     text = ppl_task(subject, options).text(load_tokenizer(subject.folder)).sha256
     kept = read_results(run.results_file(subject.results / "eval", "ppl"))
     starts = [entry for entry in kept if entry.role == "start" and entry.key.get("data") == text]
-    found = [entry for entry in starts if entry.score.protocol == protocol]
+    found = [entry for entry in starts if _unsized(entry.score.protocol) == _unsized(protocol)]
     return {"start": from_score(found[-1].score)} if found else {}
+
+
+def _unsized(protocol: str) -> str:
+    """A protocol without its bytes, which older versions did not tell; the text's hash says more."""
+    return re.sub(r" of [\d,]+ bytes", "", protocol)

@@ -78,6 +78,11 @@ class Run:
         return not (self.started or any(part.exists() for part in (self.source, self.pretraining, self.model)))
 
     @property
+    def swept(self) -> tuple[Path, ...]:
+        """Where a process that was killed may have left half-written files."""
+        return self.folder, self.pretraining, self.evaluation
+
+    @property
     def log(self) -> Path:
         return self.folder / "log.txt"
 
@@ -128,12 +133,16 @@ def opened_run(recipe: Recipe, resume: bool, overwrite: bool = False) -> Iterato
                 recipe.folder.mkdir(parents=True, exist_ok=True)
             held.callback(_remove_empty, recipe.folder, RUNS)
         held.enter_context(_alone_in(recipe.folder))
-        _sweep(Run(recipe.folder))
+        earlier = Run(recipe.folder)
+        for folder in earlier.swept:  # what a process was killed over: whether a run is started depends on it
+            put_back_folders(folder)
         if waits(recipe.folder):  # killed before its first training step
             put_back(recipe.folder, _WRITTEN)
+        beginning = {name: path.read_bytes() for name in _BEGINNING if (path := recipe.folder / name).is_file()}
         run = open_run(recipe, resume, overwrite)
+        _sweep(run)
         wait_for_all()
-        yield from _leaving_nothing(run, before)
+        yield from _leaving_nothing(run, before, beginning)
 
 
 @contextmanager
@@ -151,8 +160,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def _sweep(run: Run) -> None:
     """Remove the half-written files and folders of a process that was killed here; what they were to replace stays."""
-    for folder in (run.folder, run.pretraining, run.evaluation):
-        put_back_folders(folder)
+    for folder in run.swept:
         for path in temporaries(folder):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -160,7 +168,8 @@ def _sweep(run: Run) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _leaving_nothing(run: Run, before: str | None) -> Iterator[Run]:
+def _leaving_nothing(run: Run, before: str | None, beginning: dict[str, bytes]) -> Iterator[Run]:
+    """`before`: what runs/latest named; `beginning`: the recipe and the log that lay there, which stay as they were."""
     try:
         yield run
     except BaseException:
@@ -169,6 +178,8 @@ def _leaving_nothing(run: Run, before: str | None) -> Iterator[Run]:
             _restore_latest(before)
         elif run.empty:
             remove(run.folder, _BEGINNING)
+            for name, content in beginning.items():
+                (run.folder / name).write_bytes(content)
             _restore_latest(before)
             _remove_empty(RUNS)
         raise
@@ -249,7 +260,7 @@ def _check_earlier(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> N
     if not run.started:  # converted only: it may be trained on any text, with any settings
         differing = [key for key in differing if key.split(".")[0] in ("source", "mom")]
     elif not resume:
-        raise MomifyError(f"{run.folder} holds an earlier run; --resume of momify train or run goes on with it, "
+        raise MomifyError(f"{run.folder} holds an earlier run; --resume of momify train, run or demo goes on with it, "
                           "--overwrite starts anew")  # fmt: skip
     if differing:
         why = ", and a run cannot be lengthened: its schedule ends with its steps" if STEPS in differing else ""

@@ -11,7 +11,7 @@ import yaml
 
 from momify.errors import MomifyError
 from momify.files import whole_folder
-from momify.recipe import Recipe, dump_recipe, parse_recipe
+from momify.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from momify.recipe_blocks import SAME_RESULT, WITHOUT, DataBlock, Scratch, TrainBlock
 from momify.replaced import put_back, set_aside
 from momify.runs import Run, changed_keys, find_run, keys_unsaid, latest_run, open_run, opened_run, remove_runs, settle
@@ -70,7 +70,7 @@ def test_a_run_is_started_once_it_has_a_checkpoint(phase: str) -> None:
     """Stopped before its first row of metrics."""
     run = open_run(recipe(), resume=False)
     (run.folder / phase / "checkpoints" / "checkpoint-3").mkdir(parents=True)
-    with pytest.raises(MomifyError, match="--resume of momify train or run goes on with it"):
+    with pytest.raises(MomifyError, match="--resume of momify train, run or demo goes on with it"):
         open_run(recipe(), resume=False)
     with pytest.raises(MomifyError, match=r"another train\.learning_rate"):
         open_run(recipe("train.learning_rate=0.5"), resume=True)
@@ -149,8 +149,8 @@ def test_run_killed_before_it_made_anything_may_be_started_with_another_recipe()
 
 
 @pytest.mark.parametrize("left", [(), ("recipe.yaml",)])
-def test_a_mistake_in_an_empty_folder_leaves_it_empty(left: tuple[str, ...]) -> None:
-    """One's own, or that of a run that was killed before it made anything; runs/latest is what it was."""
+def test_a_mistake_leaves_a_folder_as_it_was(left: tuple[str, ...]) -> None:
+    """One's own, or that of a run that was killed before it made anything; runs/latest too is what it was."""
     open_run(recipe("run.name=other"), resume=False)
     Path("out").mkdir()
     if left:
@@ -163,7 +163,7 @@ def test_a_mistake_in_an_empty_folder_leaves_it_empty(left: tuple[str, ...]) -> 
 
     with pytest.raises(MomifyError):
         begin_and_fail()
-    assert list(Path("out").iterdir()) == []
+    assert [path.name for path in Path("out").iterdir()] == list(left)
     assert latest_run(None).folder == Path("runs/other")
 
 
@@ -424,3 +424,26 @@ def test_kill_while_a_model_is_replaced_loses_no_model(renames: int, monkeypatch
     with opened_run(recipe(), resume=True) as run:
         assert (run.model / "config.json").read_text() == ("trained for a week" if renames == 1 else "new")
         assert list(run.folder.glob(".momify-*")) == []
+
+
+@pytest.mark.parametrize("error", [MomifyError("no such text"), KeyboardInterrupt()])
+def test_a_recipe_that_lay_where_the_run_goes_stays(error: BaseException) -> None:
+    """`momify train runs/mine/recipe.yaml`, written by hand, with a text that is not there."""
+    Path("runs/run").mkdir(parents=True)
+    Path("runs/run/recipe.yaml").write_text("# mine\n" + dump_recipe(recipe()), encoding="utf-8")
+    with pytest.raises(type(error)), opened_run(load_recipe(Path("runs/run/recipe.yaml")), resume=False):
+        raise error
+    assert Path("runs/run/recipe.yaml").read_text(encoding="utf-8").startswith("# mine\n")
+    assert not Path("runs/run/log.txt").exists()
+
+
+def test_a_start_that_is_refused_leaves_what_others_are_writing() -> None:
+    """An export or a report works in the run without holding it."""
+    trained_run()
+    half = Path("runs/run/.momify-export.abc")
+    half.mkdir()
+    with pytest.raises(MomifyError, match="holds an earlier run"), opened_run(recipe(), resume=False):
+        pass
+    assert half.exists()
+    with opened_run(recipe(), resume=True):
+        assert not half.exists()

@@ -22,7 +22,7 @@ from momify.errors import MomifyError
 from momify.files import disk_errors, write_json
 from momify.recipe_blocks import DataBlock, most_pieces
 
-_FORMAT = 2  # part of the cache key: raise it when the content of a cached folder changes
+_FORMAT = 2  # of a cached folder, part of its name: raise it when the content changes
 _LARGEST_HELD_OUT_SHARE = 0.1
 Needs = Literal["train", "valid", "both"]
 NOT_SCORED = -100  # a label that no loss counts, as torch and transformers have it
@@ -122,7 +122,7 @@ def load_tokens(
     """
     corpus = corpus or read_corpus(data)
     key = _cache_key(corpus, tokenizer, data)
-    folder = cache_folder() / "tokens" / key
+    folder = cache_folder() / "tokens" / f"{key}-{_FORMAT}"
     if not (folder / "meta.json").exists():
         with making(folder, keep=isinstance(corpus.train, HubStream)) as part:
             if part:
@@ -143,7 +143,8 @@ def load_tokens(
 
 
 def _cache_key(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, data: DataBlock) -> str:
-    parts = [str(_FORMAT), corpus.sha256, tokenizer_hash(tokenizer), data.column, str(data.valid_tokens)]
+    """What a text is known by, in checkpoints and results too: whatever the format of the cache."""
+    parts = ["1", corpus.sha256, tokenizer_hash(tokenizer), data.column, str(data.valid_tokens)]
     parts += [] if data.train_tokens is None else [f"at most {data.train_tokens} to train on"]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 

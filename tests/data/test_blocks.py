@@ -114,7 +114,7 @@ def test_cache_is_used_and_follows_the_content(tmp_path: Path, tokenizer: PreTra
     path = write(tmp_path / "a.txt", 30)
     block = DataBlock(train=[str(path)], block_length=8)
     first = load_tokens(block, tokenizer)
-    folder = cache_folder() / "tokens" / first.sha256
+    folder = cache_folder() / "tokens" / f"{first.sha256}-2"
     stamp = (folder / "train.bin").stat().st_mtime_ns
     longer = load_tokens(block.model_copy(update={"block_length": 16}), tokenizer)
     assert longer.sha256 == first.sha256  # the block length is not part of what is cached
@@ -194,7 +194,7 @@ def test_damaged_cache_is_named_and_made_again(
 ) -> None:
     block = DataBlock(train=[str(write(tmp_path / "a.txt", 30))], block_length=8)
     data = load_tokens(block, tokenizer)
-    folder, before = cache_folder() / "tokens" / data.sha256, data.train.tolist()
+    folder, before = cache_folder() / "tokens" / f"{data.sha256}-2", data.train.tolist()
     damage(folder / name)
     with pytest.raises(MomifyError, match=words) as caught:
         load_tokens(block, tokenizer)
