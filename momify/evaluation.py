@@ -193,7 +193,7 @@ def kept_start(subject: Subject, options: EvalOptions, protocol: str) -> dict[st
     kept = read_results(run.results_file(subject.results / "eval", "ppl"))
     starts = [entry for entry in kept if entry.role == "start" and entry.key.get("data") == text]
     found = [entry for entry in starts if _unsized(entry.score.protocol) == _unsized(protocol)]
-    return {"start": from_score(found[-1].score)} if found else {}
+    return {"start": replace(from_score(found[-1].score), protocol=protocol)} if found else {}
 
 
 def _unsized(protocol: str) -> str:
